@@ -1,0 +1,69 @@
+# Every target sets up by itself when needed: a fresh clone needs no other command first.
+#   make train PRESET=offline                  the main job with no network: prepare, train five minutes, val_bpb
+#   make prepare PRESET=tinystories VOCAB=1024 | FILES='text/*.jsonl' VAL_FILES='val.jsonl' | SEQ=512
+#   make train MINUTES=0.2                     a smoke run
+#   make sample PROMPT='The dog' TOKENS=100    text from the last checkpoint
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+PREPARE_FLAGS := $(if $(VOCAB),--vocab $(VOCAB)) $(if $(SEQ),--seq $(SEQ)) \
+	$(if $(FILES),--files '$(FILES)') $(if $(VAL_FILES),--val-files '$(VAL_FILES)')
+TRAIN_FLAGS := $(if $(MINUTES),--minutes $(MINUTES)) $(if $(STEPS),--steps $(STEPS)) $(if $(SEED),--seed $(SEED)) \
+	$(if $(RUN_DIR),--run-dir '$(RUN_DIR)')
+SAMPLE_FLAGS := $(if $(RUN),'$(RUN)') $(if $(PROMPT),--prompt '$(PROMPT)') $(if $(TOKENS),--tokens $(TOKENS)) \
+	$(if $(TEMPERATURE),--temperature $(TEMPERATURE)) $(if $(TOP_K),--top-k $(TOP_K)) \
+	$(if $(SEED),--seed $(SEED)) $(if $(COUNT),--count $(COUNT))
+
+.PHONY: help setup prepare train score sample test lint format lock clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /	/' | expand -t 12
+	@sed -n '2,5s/^#/ /p' $(firstword $(MAKEFILE_LIST))
+
+setup: $(READY)  ## the environment in .venv, from the hashes in requirements.txt
+
+$(READY): requirements.txt
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not installed; install Python 3.11 or newer"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $$($(PYTHON) --version) is too old; name a newer one: make setup PYTHON=python3.12"; exit 1; }
+	@if command -v uv >/dev/null; then \
+		{ [ -d $(VENV) ] || uv venv -q --python "$$(command -v $(PYTHON))" $(VENV); } && \
+		uv pip install -q --python $(PY) --require-hashes -r requirements.txt; \
+	else \
+		{ [ -x $(PY) ] || $(PYTHON) -m venv $(VENV); } && \
+		$(PY) -m pip install -q --disable-pip-version-check --require-hashes -r requirements.txt; \
+	fi
+	@touch $@
+
+prepare: $(READY)  ## text and tokenizer (PRESET= VOCAB= SEQ= FILES= VAL_FILES=)
+	@$(PY) prepare.py --preset $(or $(PRESET),tinystories) $(PREPARE_FLAGS)
+
+train: $(READY)  ## five minutes, then val_bpb (with PRESET=: prepares first; MINUTES= STEPS= SEED= RUN_DIR=)
+	@$(if $(PRESET)$(FILES),$(PY) prepare.py --preset $(or $(PRESET),tinystories) $(PREPARE_FLAGS),:)
+	@$(PY) train.py $(TRAIN_FLAGS)
+
+score: $(READY)  ## rescore a run (RUN=runs/...)
+	@$(PY) prepare.py score '$(or $(RUN),runs/latest)'
+
+sample: $(READY)  ## text from a checkpoint (RUN= PROMPT= TOKENS= TEMPERATURE= TOP_K= SEED= COUNT=)
+	@$(PY) prepare.py sample $(SAMPLE_FLAGS)
+
+test: $(READY)  ## the tests, a few minutes
+	@$(PY) -m pytest $(ARGS)
+
+lint: $(READY)  ## style and format, nothing is changed
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
+
+format: $(READY)
+	@$(PY) -m ruff check --fix . && $(PY) -m ruff format .
+
+lock:  ## renew requirements.txt (needs uv)
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--no-annotate --extra dev pyproject.toml -o requirements.txt
+
+clean:  ## remove the environment and caches of tools; runs/ and prepared data stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache

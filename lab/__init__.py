@@ -1,0 +1,1 @@
+"""The fixed laboratory: everything that decides a result and that an experiment may not edit."""

@@ -1,0 +1,5 @@
+"""The one exception that is a message to the user rather than a bug."""
+
+
+class UserError(Exception):
+    """An expected failure: one line that says what was wrong and what to do. Printed without a traceback."""

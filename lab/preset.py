@@ -1,0 +1,297 @@
+"""Presets: presets/NAME.toml -> frozen dataclasses, strictly.
+
+A preset fixes the text, the tokenizer, the task and where `train.py` starts. Its `[[hardware]]` tiers adapt the start
+to the machine: they may set keys of [model], [batch] and [optimizer] and nothing else, so that the machine never
+touches the text, the split, the context length, the scored bytes or the five minutes. The first tier that matches
+wins. Unknown keys, wrong types and impossible values are refused, naming file, key and remedy.
+"""
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from lab.errors import UserError
+
+FOLDER = Path(__file__).resolve().parent.parent / "presets"
+BYTES_VOCAB = 256  # this vocabulary means pure bytes: 256 byte tokens plus the special ones, nothing trained
+DTYPES = ("float32", "bfloat16", "float16")
+TIERED = ("model", "batch", "optimizer")  # the only sections that hardware may set
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the text comes from and how much of it is used."""
+
+    source: str  # "hub", "stories" (built in) or "files" (the user's own)
+    train_bytes: int  # UTF-8 bytes of training text at most, whole documents
+    val_bytes: int  # UTF-8 bytes of validation text that is scored at most, whole documents
+    repo: str = ""  # hub dataset
+    train_files: tuple[str, ...] = ()  # hub: names in the repo, read in this order as far as needed; files: paths
+    val_files: tuple[str, ...] = ()  # the same; none with source "files": a share is held out by hash
+    val_documents: tuple[int, ...] = (0, 0)  # hub: half-open range of documents of val_files[0]; (0, 0): all
+    train_from: int = 0  # hub: first training document of train_files[0]
+    text_field: str = "text"  # column or JSON field
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    vocab_size: int  # special tokens included; 256 means pure bytes (257 with the special token)
+
+
+@dataclass(frozen=True)
+class Task:
+    sequence_length: int  # tokens of context
+    minutes: float = 5.0  # training time; what is not five minutes is another task
+
+
+@dataclass(frozen=True)
+class Model:
+    depth: int  # layers
+    width: int  # residual stream, channels
+    head_dim: int  # channels per attention head
+    window: str  # attention per layer, repeated over the depth: L full context, S half of it
+    softcap: float  # logits are capped at +-softcap by tanh; 0 means no cap
+    dtype: str  # of activations: float32, bfloat16 or float16
+
+
+@dataclass(frozen=True)
+class Batch:
+    tokens_per_step: int  # tokens per optimizer step
+    rows: int  # sequences per forward and backward pass; the rest of a step is accumulated
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    matrix_lr: float  # Muon, for the matrices of the blocks
+    embedding_lr: float  # AdamW, token and value embeddings
+    unembedding_lr: float  # AdamW, output head
+    scalar_lr: float  # AdamW, per-layer scalars
+    weight_decay: float  # Muon, cautious, decays to 0 over the run
+    warmup: float  # share of the time budget over which rates rise from 0
+    warmdown: float  # share of the time budget over which rates fall
+    final_lr: float  # rate at the end, as a share of the full rate
+
+
+@dataclass(frozen=True)
+class Tier:
+    """One [[hardware]] entry: what the machine must be like, and what it then sets."""
+
+    when: dict[str, Any]
+    set: dict[str, Any]
+
+    def matches(self, hardware: "Hardware") -> bool:
+        """Whether `hardware` has this backend and lies in every half-open range [low, high)."""
+        for key, wanted in self.when.items():
+            value = getattr(hardware, key)
+            if isinstance(wanted, str):
+                if value != wanted:
+                    return False
+            elif not wanted[0] <= value < wanted[1]:
+                return False
+        return True
+
+    def __str__(self) -> str:
+        return ", ".join(f"{key} {value}" for key, value in self.when.items()) or "any machine"
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a tier may look at."""
+
+    backend: str  # "metal" or "cpu"
+    memory_gb: float  # of the whole machine
+    gpu_cores: int  # 0 without an Apple GPU
+
+
+@dataclass(frozen=True)
+class Preset:
+    name: str
+    data: Data
+    tokenizer: Tokenizer
+    task: Task
+    model: Model
+    batch: Batch
+    optimizer: Optimizer
+    hardware: tuple[Tier, ...] = field(default=(), compare=False)
+
+    def settings(self) -> dict[str, Any]:
+        """What `train.py` reads as SETTINGS.name: every key of [model], [batch] and [optimizer], and the context."""
+        values = {key: value for part in TIERED for key, value in dataclasses.asdict(getattr(self, part)).items()}
+        return values | {"sequence_length": self.task.sequence_length}
+
+
+SECTIONS = {"data": Data, "tokenizer": Tokenizer, "task": Task, "model": Model, "batch": Batch, "optimizer": Optimizer}
+
+
+def names() -> list[str]:
+    """The presets there are."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def load(name: str, folder: Path = FOLDER) -> Preset:
+    """The preset `name`, as written, no tier applied. Raises UserError naming file, key and remedy."""
+    path = folder / f"{name}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.toml")))
+        raise UserError(f"there is no preset {name!r}; choose one of: {known}")
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"presets/{path.name} is not valid TOML ({error}); correct that line") from None
+    where = f"presets/{path.name}"
+    _refuse_unknown(where, content, [*SECTIONS, "hardware"])
+    parts = {key: _section(where, key, kind, content.get(key, {})) for key, kind in SECTIONS.items()}
+    tiers = tuple(_tier(where, number, entry) for number, entry in enumerate(content.get("hardware", []), 1))
+    preset = Preset(name, **parts, hardware=tiers)
+    for index in range(-1, len(tiers)):
+        validate(_apply(preset, tiers[index]) if index >= 0 else preset, where)
+    return preset
+
+
+def adapt(preset: Preset, hardware: Hardware) -> tuple[Preset, str]:
+    """`preset` with the first matching tier applied, and that tier in words ("" when none matches)."""
+    for tier in preset.hardware:
+        if tier.matches(hardware):
+            return _apply(preset, tier), str(tier)
+    return preset, ""
+
+
+def override(preset: Preset, *, vocab_size: int | None = None, sequence_length: int | None = None) -> Preset:
+    """`preset` with another vocabulary or context; rows change so that a pass keeps its number of tokens."""
+    if vocab_size is not None:
+        preset = dataclasses.replace(preset, tokenizer=Tokenizer(vocab_size))
+    if sequence_length is not None and sequence_length > 0:
+        rows = max(1, preset.batch.rows * preset.task.sequence_length // sequence_length)
+        preset = dataclasses.replace(
+            preset,
+            task=dataclasses.replace(preset.task, sequence_length=sequence_length),
+            batch=dataclasses.replace(preset.batch, rows=rows),
+        )
+    return preset
+
+
+def from_dict(values: dict[str, Any]) -> Preset:
+    """The inverse of dataclasses.asdict, for settings.json and manifests (tiers are not recorded)."""
+    parts = {key: _section("recorded preset", key, kind, values[key]) for key, kind in SECTIONS.items()}
+    return Preset(values["name"], **parts)
+
+
+def to_dict(preset: Preset) -> dict[str, Any]:
+    """A JSON-able record of a preset without its tiers."""
+    return {"name": preset.name} | {key: dataclasses.asdict(getattr(preset, key)) for key in SECTIONS}
+
+
+def validate(preset: Preset, where: str) -> None:
+    """Refuse impossible values. Raises UserError naming the key and what would be possible."""
+    task, model, batch, rates = preset.task, preset.model, preset.batch, preset.optimizer
+    per_pass = batch.rows * task.sequence_length
+    rules = [
+        (preset.data.source in ("hub", "stories", "files"), "data.source", "must be hub, stories or files"),
+        (preset.data.train_bytes > 0 and preset.data.val_bytes > 0, "data.*_bytes", "must be positive"),
+        (
+            BYTES_VOCAB <= preset.tokenizer.vocab_size <= 2**16,
+            "tokenizer.vocab_size",
+            "must be 256 (bytes) or 300 to 65536",
+        ),
+        (
+            preset.tokenizer.vocab_size == BYTES_VOCAB or preset.tokenizer.vocab_size >= 300,
+            "tokenizer.vocab_size",
+            "must be 256 (pure bytes) or at least 300",
+        ),
+        (task.sequence_length >= 8, "task.sequence_length", "must be at least 8"),
+        (task.minutes > 0, "task.minutes", "must be positive"),
+        (model.depth > 0 and model.width > 0, "model.depth and model.width", "must be positive"),
+        (
+            model.head_dim > 0 and model.head_dim % 2 == 0 and model.width % model.head_dim == 0,
+            "model.head_dim",
+            f"must be even and divide width {model.width}",
+        ),
+        (
+            model.window != "" and set(model.window) <= set("SL"),
+            "model.window",
+            "must be made of the letters S and L",
+        ),
+        (model.softcap >= 0, "model.softcap", "must be positive, or 0 for none"),
+        (model.dtype in DTYPES, "model.dtype", f"must be one of {', '.join(DTYPES)}"),
+        (
+            batch.rows > 0 and batch.tokens_per_step > 0 and batch.tokens_per_step % per_pass == 0,
+            "batch.tokens_per_step",
+            f"must be a multiple of rows x sequence_length = {per_pass}",
+        ),
+        (
+            all(value > 0 for key, value in vars(rates).items() if key.endswith("_lr") and key != "final_lr"),
+            "optimizer.*_lr",
+            "must be positive",
+        ),
+        (rates.weight_decay >= 0, "optimizer.weight_decay", "must not be negative"),
+        (
+            rates.warmup >= 0 and rates.warmdown >= 0 and rates.warmup + rates.warmdown <= 1,
+            "optimizer.warmup and optimizer.warmdown",
+            "are shares of the run: each 0 to 1, at most 1 together",
+        ),
+        (0 <= rates.final_lr <= 1, "optimizer.final_lr", "is a share of the full rate: 0 to 1"),
+    ]
+    for holds, key, remedy in rules:
+        if not holds:
+            raise UserError(f"{where}: {key} {remedy}")
+
+
+def _apply(preset: Preset, tier: Tier) -> Preset:
+    changes = {}
+    for part in TIERED:
+        current = getattr(preset, part)
+        mine = {key: value for key, value in tier.set.items() if hasattr(current, key)}
+        changes[part] = dataclasses.replace(current, **mine)
+    return dataclasses.replace(preset, **changes)
+
+
+def _tier(where: str, number: int, entry: dict[str, Any]) -> Tier:
+    where = f"{where}, hardware tier {number}"
+    _refuse_unknown(where, entry, ["when", "set"])
+    when, changes = entry.get("when", {}), entry.get("set", {})
+    _refuse_unknown(f"{where}, when", when, [f.name for f in dataclasses.fields(Hardware)])
+    allowed = {f.name: f.type for part in TIERED for f in dataclasses.fields(SECTIONS[part])}
+    for key in changes:
+        if key not in allowed:
+            raise UserError(f"{where} sets {key!r}; a tier may set only {', '.join(allowed)}")
+    for key, value in when.items():
+        is_range = isinstance(value, list) and len(value) == 2 and all(isinstance(v, int | float) for v in value)
+        if not (isinstance(value, str) if key == "backend" else is_range):
+            raise UserError(f"{where}: {key} must be " + ('"metal" or "cpu"' if key == "backend" else "[low, high]"))
+    return Tier(when, {key: _typed(where, key, allowed[key], value) for key, value in changes.items()})
+
+
+def _section(where: str, section: str, kind: type, values: dict[str, Any]) -> Any:
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    _refuse_unknown(f"{where} [{section}]", values, list(fields))
+    for name, spec in fields.items():
+        if name not in values and spec.default is dataclasses.MISSING:
+            raise UserError(f"{where} [{section}] lacks {name}; add it")
+    return kind(**{k: _typed(f"{where} [{section}]", k, fields[k].type, v) for k, v in values.items()})
+
+
+def _refuse_unknown(where: str, values: dict[str, Any], known: list[str]) -> None:
+    import difflib
+
+    if not isinstance(values, dict):
+        raise UserError(f"{where} must be a table of keys")
+    for key in values:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+            raise UserError(f"{where}: unknown key {key!r}; {hint}")
+
+
+def _typed(where: str, key: str, kind: Any, value: Any) -> Any:
+    if get_origin(kind) is tuple:
+        inner = get_args(kind)[0]
+        if isinstance(value, list | tuple) and all(type(item) is inner for item in value):
+            return tuple(value)
+        raise UserError(f"{where}: {key} must be a list of {inner.__name__}")
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise UserError(f"{where}: {key} must be {kind.__name__}, not {type(value).__name__} {value!r}")
+    return value
