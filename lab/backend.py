@@ -1,0 +1,51 @@
+"""The one place that imports MLX, after making it fast on this machine.
+
+On Linux the mlx wheel brings the reference BLAS (4 GFLOPS on two cores where OpenBLAS reaches 150). A library loaded
+into the global namespace before mlx takes its place, so OpenBLAS is loaded first. On macOS MLX uses Metal and
+Accelerate and nothing is done here. Importing this module loads both; every other module imports `mx` and `nn` from it.
+"""
+
+import ctypes
+import glob
+import importlib.util
+import os
+import platform
+from pathlib import Path
+
+
+def _load_gfortran(mlx_libraries: Path) -> None:
+    """OpenBLAS asks for libgfortran.so.5. A system without it still has the copy in the mlx wheel, whose only
+    difference is the name written inside it: load that copy from memory under the name that is asked for."""
+    try:
+        ctypes.CDLL("libgfortran.so.5", mode=ctypes.RTLD_GLOBAL)
+        return
+    except OSError:
+        [quadmath] = glob.glob(str(mlx_libraries / "libquadmath*"))
+        [gfortran] = glob.glob(str(mlx_libraries / "libgfortran*"))
+    ctypes.CDLL(quadmath, mode=ctypes.RTLD_GLOBAL)
+    bundled = os.path.basename(gfortran).encode()
+    library = Path(gfortran).read_bytes().replace(bundled, b"libgfortran.so.5".ljust(len(bundled), b"\0"))
+    with open(os.memfd_create("libgfortran.so.5"), "wb", closefd=False) as file:
+        file.write(library)
+        ctypes.CDLL(f"/proc/self/fd/{file.fileno()}", mode=ctypes.RTLD_GLOBAL)
+
+
+def _load_blas() -> str:
+    """Load OpenBLAS for MLX's CPU backend. Returns what MLX computes matrix products with, in words."""
+    if platform.system() != "Linux":
+        return "Accelerate"
+    spec = importlib.util.find_spec("ngsolve_openblas")
+    if spec is None or spec.origin is None:
+        return "reference BLAS (slow: no OpenBLAS package for this processor)"
+    _load_gfortran(Path(spec.origin).parent.parent / "mlx_cpu.libs")
+    [library] = glob.glob(str(Path(spec.origin).parent / "libopenblas*.so*"))
+    ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
+    return f"OpenBLAS ({Path(library).name})"
+
+
+BLAS = _load_blas()
+
+import mlx.core as mx  # noqa: E402
+import mlx.nn as nn  # noqa: E402
+
+__all__ = ["BLAS", "mx", "nn"]

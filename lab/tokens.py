@@ -1,0 +1,106 @@
+"""Tokenizers: byte-level BPE from the `tokenizers` library, and pure bytes.
+
+Both are one tokenizer.json. The special token <|bos|> starts every document and is the last id; it is never produced
+from text, even by a text that contains its name. Every token knows its raw bytes: bits per byte counts those, never
+decoded text, because a token that is not valid UTF-8 on its own would decode to the three bytes of U+FFFD.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from lab.errors import UserError
+from lab.preset import BYTES_VOCAB
+
+BOS = "<|bos|>"
+# GPT-4's split (contractions, words, numbers, punctuation, blanks) with numbers of at most two digits: a small
+# vocabulary has no room for a thousand three-digit numbers.
+SPLIT = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+
+
+def byte_alphabet() -> list[str]:
+    """The printable character that stands for each byte 0-255 in byte-level BPE (GPT-2's table)."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    table = {byte: chr(byte) for byte in shown} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
+    return [table[byte] for byte in range(256)]
+
+
+class Tokenizer:
+    """Text to token ids and back. `vocab_size` counts the special token, whose id is `bos`."""
+
+    def __init__(self, inner: tokenizers.Tokenizer):
+        self.inner = inner
+        self.inner.encode_special_tokens = True  # "<|bos|>" in a text is text
+        self.vocab_size = inner.get_vocab_size()
+        self.bos = inner.token_to_id(BOS)
+        self.is_bytes = self.vocab_size == BYTES_VOCAB + 1
+
+    @classmethod
+    def load(cls, path: Path) -> "Tokenizer":
+        """Raises UserError when the file is missing or damaged."""
+        try:
+            return cls(tokenizers.Tokenizer.from_file(str(path)))
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(f"cannot read the tokenizer {path} ({error}); run `make prepare` again") from None
+
+    def to_json(self) -> str:
+        return self.inner.to_str()
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """One uint16 array per document, BOS first. Uses every core."""
+        if self.is_bytes:
+            raw = [np.frombuffer(text.encode(), np.uint8) for text in texts]
+        else:
+            raw = [e.ids for e in self.inner.encode_batch_fast(texts, add_special_tokens=False)]
+        arrays = [np.empty(len(ids) + 1, np.uint16) for ids in raw]
+        for array, ids in zip(arrays, raw, strict=True):
+            array[0] = self.bos
+            array[1:] = ids
+        return arrays
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of these tokens, special tokens left out; bytes that are not UTF-8 become U+FFFD."""
+        return b"".join(self.token_bytes[i] for i in ids).decode("utf-8", errors="replace")
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The raw bytes of every token; none for the special one."""
+        value = {character: byte for byte, character in enumerate(byte_alphabet())}
+        names = [self.inner.id_to_token(i) for i in range(self.vocab_size)]
+        return [b"" if name == BOS else bytes(value[c] for c in name) for name in names]
+
+    @cached_property
+    def byte_lengths(self) -> np.ndarray:
+        """(vocab_size,) int64: raw bytes of each token, 0 for the special one."""
+        return np.array([len(token) for token in self.token_bytes], np.int64)
+
+
+def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
+    """Learn a tokenizer of `vocab_size` tokens; 256 means pure bytes and learns nothing.
+
+    Raises UserError when the text is too small to fill the vocabulary."""
+    if vocab_size == BYTES_VOCAB:
+        model = models.BPE(vocab={character: byte for byte, character in enumerate(byte_alphabet())}, merges=[])
+        inner = tokenizers.Tokenizer(model)
+    else:
+        inner = tokenizers.Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(tokenizers.Regex(SPLIT), "isolated")
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    inner.decoder = decoders.ByteLevel()
+    if vocab_size != BYTES_VOCAB:
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size - 1, initial_alphabet=byte_alphabet(), show_progress=False, special_tokens=[]
+        )
+        inner.train_from_iterator(texts, trainer)
+        learned = inner.get_vocab_size() + 1
+        if learned < vocab_size:
+            raise UserError(f"the text has only {learned} distinct tokens to learn, not {vocab_size}; use VOCAB=256")
+    inner.add_special_tokens([BOS])
+    return Tokenizer(inner)
