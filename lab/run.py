@@ -1,0 +1,270 @@
+"""One training run: its directory, its seed, its clock and its records, all outside the experiment.
+
+`execute(experiment)` is what `python train.py` calls: it reads the flags, opens the prepared data, creates the run
+directory with the settings and the source, calls `experiment(run)`, which trains and returns the model, then writes
+the checkpoint and the training's record, and only then has the scorer look at it in a process of its own. Exit
+status: 0 with a val_bpb, 1 for a diverged, crashed or rejected run, 2 for a mistake in the call.
+"""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import click
+
+from lab import machine
+from lab.batches import Batches
+from lab.clock import Clock
+from lab.errors import UserError
+from lab.files import cache_root, write_atomic
+from lab.preset import from_dict, load
+from lab.shards import open_prepared
+from lab.show import LiveLine
+
+ROOT = Path(__file__).resolve().parent.parent
+DEFAULT_PRESET = "tinystories"
+SMOOTHING = 0.9  # of the loss that is shown
+
+
+def current_path() -> Path:
+    """The record of what was prepared last: what `python train.py` trains on."""
+    return cache_root() / "current.json"
+
+
+def recorded() -> dict[str, Any] | None:
+    """Settings of this process: $AUTORESEARCH_SETTINGS when set, else what was prepared last; None when nothing is."""
+    path = Path(os.environ.get("AUTORESEARCH_SETTINGS") or current_path())
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+@cache
+def settings() -> SimpleNamespace:
+    """SETTINGS of train.py: the preset as adapted to this machine when it was prepared."""
+    record = recorded()
+    return SimpleNamespace(**(from_dict(record["preset"]) if record else load(DEFAULT_PRESET)).settings())
+
+
+class Diverged(UserError):
+    """The loss is not a number or far above that of guessing."""
+
+
+class Run:
+    """What an experiment is given. Attributes: `vocab_size`, `seed`, `clock`, `dtype_peak` (FLOP/s)."""
+
+    def __init__(self, directory: Path, record: dict[str, Any], source: Path, started: float):
+        self.directory, self.record_settings, self.started = directory, record, started
+        self.preset = from_dict(record["preset"])
+        self.seed = record["seed"]
+        self.prepared = open_prepared(Path(record["prepared"]), parts=("train", "tokenizer"))
+        self.vocab_size = self.prepared.tokenizer.vocab_size
+        self.clock = Clock(record["minutes"], record["steps"])
+        self.line = LiveLine()
+        self.facts: dict[str, Any] = {}
+        self.tokens = 0
+        self.smooth = 0.0
+        directory.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, directory / "train.py")
+        write_atomic(directory / "settings.json", json.dumps(record, indent=1))
+        (directory / "steps.jsonl").unlink(missing_ok=True)
+
+    def batches(self, rows: int) -> Batches:
+        """Endless (inputs, targets), each (rows, sequence_length) int32; the same seed gives the same batches."""
+        tokenizer = self.prepared.tokenizer
+        length = self.preset.task.sequence_length
+        self.data = Batches(self.prepared.train, tokenizer.bos, length, rows, self.seed)
+        return self.data
+
+    def begin(self, model: Any, *, flops_per_token: float, **facts: Any) -> None:
+        """Print what is about to be trained and try one batch of the scoring, before the clock starts.
+
+        `facts` are kept in the run's record. Raises whatever the model's call raises."""
+        from mlx.utils import tree_flatten
+
+        from lab.backend import BLAS, mx
+        from lab.score import LOGIT_BYTES
+
+        length, dtype = self.preset.task.sequence_length, self.preset.model.dtype
+        rows = max(1, LOGIT_BYTES // (4 * length * self.vocab_size))
+        logits = model(mx.zeros((rows, length), mx.int32))
+        if logits.shape != (rows, length, self.vocab_size):
+            raise UserError(f"build_model's logits have the shape {logits.shape}, not (B, T, vocab_size)")
+        mx.eval(logits)
+        parameters = sum(value.size for _, value in tree_flatten(model.trainable_parameters()))
+        self.facts = facts | {"num_params": parameters, "matmul_peak": machine.matmul_peak(dtype)}
+        self.flops_per_token = flops_per_token
+        budget = f"{self.clock.steps} steps" if self.clock.steps else f"{self.clock.budget / 60:g} minutes"
+        chip = machine.describe()
+        print(
+            f"preset {self.preset.name}, vocabulary {self.vocab_size}, context {length}, seed {self.seed}, {budget}\n"
+            f"machine {chip['chip']}, {chip['backend']} ({BLAS}), tier: {self.record_settings['tier'] or 'none'}, "
+            f"{dtype} matmul peak {self.facts['matmul_peak'] / 1e12:.2f} TFLOP/s\n"
+            f"model {parameters / 1e6:.2f}M parameters, " + ", ".join(f"{k} {v}" for k, v in facts.items()),
+            flush=True,
+        )
+        self.facts["startup_seconds"] = time.perf_counter() - self.started
+
+    def record(self, step: int, loss: float, tokens: int, **extras: float) -> None:
+        """Log a step: `loss` in nats per token, `tokens` it trained on. Raises Diverged on NaN or explosion."""
+        self.tokens += tokens
+        elapsed = max(self.clock.elapsed, 1e-9)
+        rate = self.tokens / (time.perf_counter() - self.clock.begun)
+        entry = {"step": step, "seconds": round(elapsed, 3), "loss": loss, "tokens": self.tokens}
+        entry |= {"tokens_per_second": round(rate, 1)} | extras
+        with open(self.directory / "steps.jsonl", "a") as file:
+            file.write(json.dumps(entry) + "\n")
+        if not loss < 2 * math.log(self.vocab_size) + 1:  # guessing costs log(V); also true for NaN
+            self.line.end()
+            raise Diverged(f"FAIL: the loss is {loss:.3g} at step {step}; lower the learning rates")
+        self.smooth = SMOOTHING * self.smooth + (1 - SMOOTHING) * loss
+        shown = self.smooth / (1 - SMOOTHING ** (step + 1))
+        left = max(0.0, self.clock.budget - elapsed) if not self.clock.steps else 0.0
+        self.line.show(
+            f"step {step:05d} ({100 * self.clock.progress:.1f}%) | loss {shown:.4f} | {rate:,.0f} tok/s | "
+            f"mfu {self._mfu(rate):.1f}% | {machine.peak_memory_mb():.0f} MB | epoch {self.data.epoch} | "
+            f"remaining {left:.0f}s"
+        )
+
+    def finish(self, model: Any, training_seconds: float) -> None:
+        """Write the checkpoint, then the training's record."""
+        from mlx.utils import tree_flatten
+
+        from lab.backend import mx
+
+        self.line.end()
+        temporary = self.directory / ".checkpoint.safetensors"
+        mx.save_safetensors(str(temporary), dict(tree_flatten(model.parameters())))
+        os.replace(temporary, self.directory / "checkpoint.safetensors")
+        rate = self.tokens / (training_seconds + self.clock.billed_from - self.clock.begun)
+        self.facts |= {
+            "status": "ok",
+            "training_seconds": training_seconds,
+            "total_seconds": time.perf_counter() - self.started,
+            "num_steps": self.clock.step,
+            "total_tokens": self.tokens,
+            "tokens_per_second": rate,
+            "mfu_percent": self._mfu(rate),
+            "peak_memory_mb": machine.peak_memory_mb(),
+            "epochs": self.data.epoch,
+            "slept_seconds": self.clock.slept,
+            "final_loss": self.smooth / (1 - SMOOTHING ** max(1, self.clock.step)),
+            "seed": self.seed,
+        }
+        write_atomic(self.directory / "train.json", json.dumps(self.facts, indent=1))
+
+    def _mfu(self, rate: float) -> float:
+        return 100 * rate * self.flops_per_token / self.facts["matmul_peak"]
+
+
+def execute(experiment: Callable[[Run], Any], source: str) -> None:
+    """Run `experiment` as a command; `source` is its file. See the module for what it does and its exit status."""
+    started = time.perf_counter()
+
+    @click.command(
+        help="Train for the preset's five minutes on what was prepared last, then score. Edit the file, not flags."
+    )
+    @click.option(
+        "--minutes",
+        type=click.FloatRange(min=0, min_open=True),
+        help="Budget instead of the preset's. Another task: not comparable.",
+    )
+    @click.option(
+        "--steps", type=click.IntRange(min=1), help="Exactly this many steps instead. Another task: not comparable."
+    )
+    @click.option("--seed", type=click.IntRange(min=0), help="Of parameters and batches.  [default: 0]")
+    @click.option(
+        "--run-dir", type=click.Path(path_type=Path), help="Folder of the run.  [default: a new one in runs/]"
+    )
+    @click.option("--score/--no-score", default=True, help="Score the checkpoint afterwards.")
+    def command(minutes: float | None, steps: int | None, seed: int | None, run_dir: Path | None, score: bool) -> None:
+        record = recorded()
+        if record is None:
+            raise UserError("nothing is prepared yet; run `make prepare PRESET=offline` (no network) or another preset")
+        record["minutes"] = minutes or record.get("minutes") or record["preset"]["task"]["minutes"]
+        record["steps"] = steps or record.get("steps")
+        record["seed"] = seed if seed is not None else record.get("seed", 0)
+        directory = run_dir or new_directory(record["preset"]["name"])
+        run = Run(directory, record, Path(source), started)
+        _train(run, experiment)
+        if score:
+            _score(run.directory, started)
+
+    guarded(command)
+
+
+def guarded(command: click.Command) -> None:
+    """Run a command line: a mistake of the user's or the machine's is one line, a bug keeps its traceback."""
+    try:
+        command.main(standalone_mode=False)
+    except UserError as error:
+        sys.exit(f"error: {error}" if not isinstance(error, Diverged) else str(error))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        print("\nstopped", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        sys.exit(
+            f"error: {error.strerror}{where}; make room or permit writing there, or set AUTORESEARCH_CACHE to another "
+            "folder, and run again: what was whole is kept"
+        )
+
+
+def new_directory(name: str) -> Path:
+    """A folder of runs/ for a run that starts now; runs/latest points at it."""
+    runs = ROOT / "runs"
+    directory = runs / f"{datetime.now():%Y%m%d-%H%M%S}-{name}-{os.getpid()}"
+    directory.mkdir(parents=True)
+    link = runs / f".latest-{os.getpid()}"
+    link.symlink_to(directory.name)
+    link.replace(runs / "latest")
+    return directory
+
+
+def _train(run: Run, experiment: Callable[[Run], Any]) -> None:
+    from lab.backend import mx
+
+    mx.random.seed(run.seed)
+    model = experiment(run)
+    mx.eval(model.parameters())
+    run.finish(model, run.clock.elapsed)
+    del model
+    mx.clear_cache()  # the scorer's process needs the memory
+
+
+def _score(directory: Path, started: float) -> None:
+    """Score in a process of its own and print upstream's summary block."""
+    scoring = subprocess.run([sys.executable, ROOT / "prepare.py", "score", directory], capture_output=True, text=True)
+    if scoring.returncode:
+        raise UserError(scoring.stderr.strip().removeprefix("error: ") or f"the scorer ended with {scoring.returncode}")
+    result = json.loads((directory / "result.json").read_text())
+    result["total_seconds"] = time.perf_counter() - started
+    write_atomic(directory / "result.json", json.dumps(result, indent=1))
+    print(summary(result))
+
+
+def summary(result: dict[str, Any]) -> str:
+    """Upstream's block: the same keys, order and format."""
+    return f"""---
+val_bpb:          {result["val_bpb"]:.6f}
+training_seconds: {result["training_seconds"]:.1f}
+total_seconds:    {result["total_seconds"]:.1f}
+peak_vram_mb:     {result["peak_memory_mb"]:.1f}
+mfu_percent:      {result["mfu_percent"]:.2f}
+total_tokens_M:   {result["total_tokens"] / 1e6:.1f}
+num_steps:        {result["num_steps"]}
+num_params_M:     {result["num_params"] / 1e6:.1f}
+depth:            {result["depth"]}"""

@@ -1,0 +1,132 @@
+"""Prepare data and tokenizer, once; and what train.py imports.
+
+    python prepare.py --preset tinystories [--vocab 1024] [--seq 512] [--files 'GLOB'] [--val-files 'GLOB']
+    python prepare.py score RUN_DIR       rescore any finished run
+    python prepare.py sample [RUN_DIR]    text from a checkpoint
+
+train.py takes from here the settings of the preset (SETTINGS) and `execute`, which gives it batches, clock and seed
+and writes checkpoint and records. Importing this module does nothing.
+"""
+
+import glob
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lab.errors import UserError
+from lab.run import current_path, execute, guarded, settings
+
+__all__ = ["SETTINGS", "execute"]  # noqa: F822 (SETTINGS is made when asked for)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "SETTINGS":  # read when asked for, not when imported
+        return settings()
+    raise AttributeError(f"prepare has no {name}")
+
+
+@click.group(invoke_without_command=True, help="Prepare text and tokenizer for a preset: once; again is a no-op.")
+@click.option("--preset", "preset_name", default="tinystories", show_default=True, help="Name of a file in presets/.")
+@click.option("--vocab", type=int, help="Tokens in the vocabulary; 256 means pure bytes.  [default: the preset's]")
+@click.option("--seq", type=int, help="Tokens of context. Another task: not comparable.  [default: the preset's]")
+@click.option("--files", help="Your own text in place of the preset's: a glob of parquet, jsonl or txt files.")
+@click.option("--val-files", help="Validation text of your own.  [default: 1 in 20 documents of --files, by hash]")
+@click.pass_context
+def command(
+    context: click.Context,
+    preset_name: str,
+    vocab: int | None,
+    seq: int | None,
+    files: str | None,
+    val_files: str | None,
+) -> None:
+    if context.invoked_subcommand is None:
+        prepare(preset_name, vocab, seq, files, val_files)
+
+
+def prepare(preset_name: str, vocab: int | None, seq: int | None, files: str | None, val_files: str | None) -> None:
+    """Prepare, say what there is, and make it what train.py trains on. Raises UserError."""
+    from lab import machine, preset, shards
+    from lab.corpus import open_corpus
+    from lab.files import write_atomic
+    from lab.show import Bars
+
+    if val_files and not files:
+        raise UserError("--val-files (VAL_FILES=) needs --files (FILES=)")
+    chosen = preset.override(preset.load(preset_name), vocab_size=vocab, sequence_length=seq)
+    if files:
+        own = replace(chosen.data, source="files", train_files=_expand(files), val_files=_expand(val_files))
+        chosen = replace(chosen, data=own)
+    chosen, tier = preset.adapt(chosen, machine.hardware())
+    preset.validate(chosen, f"preset {preset_name} as asked for")
+    with Bars() as progress:
+        corpus = open_corpus(chosen.data, progress)
+        prepared, rebuilt = shards.prepare(chosen, corpus, progress)
+    current_path().parent.mkdir(parents=True, exist_ok=True)
+    record = {"preset": preset.to_dict(chosen), "tier": tier, "prepared": str(prepared.folder)}
+    write_atomic(current_path(), json.dumps(record, indent=1))
+    totals, val = prepared.manifest["totals"], prepared.manifest["val"]
+    if rebuilt:
+        print(f"damaged and rebuilt: {', '.join(rebuilt)}")
+    print(
+        f"prepared {chosen.name}, vocabulary {prepared.manifest['vocab_size']}: "
+        f"{totals['documents']:,} documents, {totals['bytes'] / 1e6:.1f} MB, {totals['tokens'] / 1e6:.1f}M tokens; "
+        f"scored: {val['documents']:,} documents, {val['bytes']:,} bytes\n{prepared.folder}"
+    )
+
+
+def _expand(pattern: str | None) -> tuple[str, ...]:
+    """Absolute paths that match; the pattern itself when none does, so that the refusal can name it."""
+    if not pattern:
+        return ()
+    found = [str(Path(name).resolve()) for name in glob.glob(pattern, recursive=True)]
+    if not found:
+        raise UserError(f"no file matches {pattern!r}; check the path (quote the pattern)")
+    return tuple(sorted(found))
+
+
+@command.command("score", help="Score the checkpoint of a run again: val_bpb, or why it may not have one.")
+@click.argument("run_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def score_command(run_dir: Path) -> None:
+    from lab.score import score_run
+
+    score = score_run(run_dir.resolve())
+    if score["status"] != "ok":
+        raise UserError(f"rejected: {score['reason']}")
+    print(f"val_bpb: {score['val_bpb']:.6f}")
+    print(f"{score['scored_bytes']:,} bytes scored in {score['scoring_seconds']} s, task {score['task']}")
+
+
+@command.command("sample", help="Write text with the checkpoint of a run.")
+@click.argument("run_dir", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--prompt", default="Once upon a time", show_default=True, help="What the text starts with.")
+@click.option("--tokens", default=200, show_default=True, type=click.IntRange(min=1), help="Length at most, in tokens.")
+@click.option(
+    "--temperature",
+    default=0.8,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="0 always takes the likeliest token.",
+)
+@click.option(
+    "--top-k", default=50, show_default=True, type=click.IntRange(min=0), help="Choose among this many tokens; 0: all."
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@click.option("--count", default=1, show_default=True, type=click.IntRange(min=1), help="Texts.")
+def sample_command(run_dir: Path | None, count: int, seed: int, **options: Any) -> None:
+    from lab.sample import last_run, open_run, write
+
+    model, tokenizer, length = open_run(run_dir or last_run())
+    for number in range(count):
+        for piece in write(model, tokenizer, length, seed=seed + number, **options):
+            print(piece, end="", flush=True)
+        print("\n" if number + 1 < count else "")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    guarded(command)

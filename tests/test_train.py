@@ -1,0 +1,353 @@
+"""The experiment that everyone starts from: mathematics against independent references, and whole runs."""
+
+import importlib
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from lab import preset
+from lab import run as lab_run
+from lab.backend import mx, nn
+from lab.model_server import load_experiment
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def load_train(tmp_path, monkeypatch):
+    """train.py imported with these settings over a tiny model's."""
+
+    def load(**changes):
+        settings = {
+            "depth": 3,
+            "width": 32,
+            "head_dim": 16,
+            "dtype": "float32",
+            "rows": 2,
+            "tokens_per_step": 32,
+        } | changes
+        chosen = preset.override(preset.load("offline"), sequence_length=16)
+        values = preset.to_dict(chosen)
+        for part in ("model", "batch", "optimizer"):
+            values[part] |= {k: v for k, v in settings.items() if k in values[part]}
+        (tmp_path / "settings.json").write_text(json.dumps({"preset": values}))
+        monkeypatch.setenv("AUTORESEARCH_SETTINGS", str(tmp_path / "settings.json"))
+        lab_run.settings.cache_clear()
+        mx.random.seed(0)
+        return load_experiment(ROOT / "train.py")
+
+    yield load
+    lab_run.settings.cache_clear()
+
+
+def tokens(rows: int = 2, length: int = 16, vocabulary: int = 50) -> mx.array:
+    return mx.random.randint(0, vocabulary, (rows, length), key=mx.random.key(7))
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (64, 16), (16, 64)])
+def test_orthogonalize_against_svd(load_train, shape):
+    matrices = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
+    result = np.array(load_train().orthogonalize(mx.array(matrices)))
+    u, _, v = np.linalg.svd(matrices, full_matrices=False)
+    values = np.linalg.svd(result, compute_uv=False)
+    assert values.max() < 1.3
+    assert np.median(values) > 0.7
+    alignment = (result * (u @ v)).sum(axis=(1, 2)) / min(shape)
+    assert (alignment > 0.85).all()
+
+
+def test_orthogonalize_of_zero_is_zero(load_train):
+    assert not np.array(load_train().orthogonalize(mx.zeros((2, 8, 8)))).any()
+
+
+def test_muon_stacked_by_shape_is_muon_of_each(load_train):
+    """The update of a matrix does not depend on what it is stacked with."""
+    train = load_train()
+    matrices = mx.random.normal((4, 32, 32), key=mx.random.key(1))
+    together = np.array(train.orthogonalize(matrices))
+    alone = np.concatenate([np.array(train.orthogonalize(matrices[i : i + 1])) for i in range(4)])
+    assert together == pytest.approx(alone, abs=1e-5)
+
+
+def test_adamw_against_its_formula(load_train):
+    train = load_train()
+    model = train.build_model(50)
+    optimizer = train.MuonAdamW(model)
+    rate, beta1, beta2 = optimizer.adam_rates["head"], *train.ADAM_BETAS
+    before, g = np.array(model.head, np.float64), mx.random.normal(model.head.shape, key=mx.random.key(2))
+    first = second = 0
+    for step in (1, 2):
+        gradients = nn.utils.tree_map(mx.zeros_like, model.trainable_parameters()) | {"head": g}
+        optimizer.update(model, gradients, mx.array(1.0), mx.array(0.0))
+        first, second = beta1 * first + (1 - beta1) * np.array(g), beta2 * second + (1 - beta2) * np.array(g) ** 2
+        before -= rate * (first / (1 - beta1**step)) / np.sqrt(second / (1 - beta2**step))
+    assert np.array(model.head) == pytest.approx(before, abs=1e-5)
+
+
+def test_weight_decay_only_shrinks_what_the_step_shrinks(load_train):
+    train = load_train()
+    model = train.build_model(50)
+    optimizer = train.MuonAdamW(model)
+    u_alone = {}
+    for decay in (0.0, 0.5):
+        mx.random.seed(0)
+        model, optimizer = train.build_model(50), None
+        optimizer = train.MuonAdamW(model)
+        gradients = nn.utils.tree_map(
+            lambda p: mx.random.normal(p.shape, key=mx.random.key(3)), model.trainable_parameters()
+        )
+        start = np.array(model.blocks[0].mlp.up.weight)
+        optimizer.update(model, gradients, mx.array(1.0), mx.array(decay))
+        u_alone[decay] = (start - np.array(model.blocks[0].mlp.up.weight)) / train.MATRIX_LR
+    extra = u_alone[0.5] - u_alone[0.0]
+    scale = max(1.0, start.shape[0] / start.shape[1]) ** 0.5
+    shrinks = u_alone[0.0] * start > 0
+    assert extra[shrinks] == pytest.approx(0.5 * scale * start[shrinks], abs=1e-4)
+    assert extra[~shrinks] == pytest.approx(0, abs=1e-4)
+
+
+def test_a_short_window_is_a_naive_mask(load_train):
+    train = load_train(window="SL", depth=2)
+    attention = train.build_model(50).blocks[0].attention
+    assert attention.short
+    attention.out.weight = mx.eye(32)
+    x = mx.random.normal((2, 16, 32), key=mx.random.key(5))
+    result = np.array(attention(x, None))
+
+    heads, T, half = 2, 16, 8
+    q, k, v = (
+        np.array(f(x)).reshape(2, T, heads, 16).transpose(0, 2, 1, 3)
+        for f in (attention.query, attention.key, attention.value)
+    )
+
+    def rotate(t):  # plain rotary embedding, first half of the channels against the second
+        angle = np.arange(T)[:, None] * train.ROPE_BASE ** -(np.arange(8) / 8)
+        a, b = t[..., :8], t[..., 8:]
+        return np.concatenate([a * np.cos(angle) - b * np.sin(angle), a * np.sin(angle) + b * np.cos(angle)], -1)
+
+    def normed(t):
+        return t / np.sqrt((t**2).mean(-1, keepdims=True) + 1e-6) * train.QK_SCALE
+
+    scores = normed(rotate(q)) @ normed(rotate(k)).swapaxes(-1, -2) / math.sqrt(16)
+    for i in range(T):
+        for j in range(T):
+            if j > i or j <= i - half:
+                scores[..., i, j] = -np.inf
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    expected = (weights / weights.sum(-1, keepdims=True) @ v).transpose(0, 2, 1, 3).reshape(2, T, 32)
+    assert result == pytest.approx(expected, abs=2e-4)
+
+
+@pytest.mark.parametrize("changes", [{}, {"window": "SSSL", "depth": 5}, {"softcap": 0.0}, {"depth": 1}])
+def test_every_parameter_gets_gradient(load_train, changes):
+    train = load_train(**changes)
+    model = train.build_model(50)
+    noise = [(k, v + 0.02 * mx.random.normal(v.shape)) for k, v in tree_flatten(model.parameters())]
+    model.load_weights(noise)  # away from the zeros of the start
+    _, gradients = nn.value_and_grad(model, train.loss_function)(model, tokens(8), tokens(8)[:, ::-1])
+    without = [name for name, g in tree_flatten(gradients) if not mx.abs(g).max().item() > 0]
+    assert without == []
+
+
+@pytest.mark.parametrize("dtype", preset.DTYPES)
+def test_activations_have_the_dtype_and_parameters_and_logits_are_float32(load_train, dtype, monkeypatch):
+    train = load_train(dtype=dtype, window="SL")
+    model = train.build_model(50)
+    seen = []
+    for kind in (train.Linear, train.Block, train.MLP, train.Attention):
+        original = kind.__call__
+
+        def spy(self, x, *rest, original=original):
+            result = original(self, x, *rest)
+            seen.extend([x.dtype, result.dtype])
+            return result
+
+        monkeypatch.setattr(kind, "__call__", spy)
+    logits = model(tokens())
+    assert set(seen) == {getattr(mx, dtype)}
+    assert logits.dtype == mx.float32
+    assert {v.dtype for _, v in tree_flatten(model.parameters())} == {mx.float32}
+
+
+def test_accumulated_passes_are_one_large_batch(load_train):
+    train = load_train()
+    losses, weights = [], []
+    for passes in (1, 4):
+        mx.random.seed(0)
+        model = train.build_model(50)
+        step, _ = train.make_step(model, train.MuonAdamW(model))
+        x, y = tokens(8).reshape(passes, 8 // passes, 16), tokens(8)[:, ::-1].reshape(passes, 8 // passes, 16)
+        losses.append([step(x, y, mx.array(1.0), mx.array(0.0)).item() for _ in range(3)])
+        weights.append(np.array(model.head))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    assert weights[0] == pytest.approx(weights[1], abs=1e-3)
+
+
+def test_the_compiled_step_is_the_plain_step(load_train, monkeypatch):
+    train = load_train()
+    results = []
+    for compiled in (True, False):
+        if not compiled:
+            monkeypatch.setattr(mx, "compile", lambda function=None, **_: function or (lambda f: f))
+        mx.random.seed(0)
+        model = train.build_model(50)
+        step, _ = train.make_step(model, train.MuonAdamW(model))
+        results.append(
+            [step(tokens()[None], tokens()[None, :, ::-1], mx.array(r), mx.array(0.1)).item() for r in (1, 0.5, 0.1)]
+        )
+    assert results[0] == pytest.approx(results[1], rel=1e-4)
+
+
+def test_schedule(load_train):
+    train = load_train(warmup=0.1, warmdown=0.5, final_lr=0.1)
+    rates = [train.schedule(p)[0] for p in (0.0, 0.05, 0.1, 0.5, 0.75, 1.0)]
+    assert rates == pytest.approx([0, 0.5, 1, 1, 0.55, 0.1])
+    assert train.schedule(1.0)[1] == 0
+
+
+def test_importing_trains_nothing_and_builds_no_model(load_train, capsys):
+    module = load_train()
+    assert importlib.util.find_spec("train") is not None
+    assert not any(isinstance(value, mx.array | nn.Module) for value in vars(module).values())
+    assert capsys.readouterr().out == ""
+
+
+# --- whole runs, as a user starts them
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """An environment in which real text is prepared for a small model."""
+    import os
+
+    folder = tmp_path_factory.mktemp("whole")
+    env = os.environ | {"AUTORESEARCH_CACHE": str(folder / "cache")}
+    env.pop("AUTORESEARCH_SETTINGS", None)
+    from lab.stories import stories
+
+    (folder / "text.jsonl").write_text(
+        "".join(json.dumps({"text": t}) + "\n" for t, _ in zip(stories(5), range(900), strict=False))
+    )
+    done = subprocess.run(
+        [
+            sys.executable,
+            "prepare.py",
+            "--preset",
+            "offline",
+            "--vocab",
+            "256",
+            "--seq",
+            "64",
+            "--files",
+            folder / "text.jsonl",
+        ],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    current = folder / "cache" / "current.json"
+    record = json.loads(current.read_text())
+    record["preset"]["model"] |= {"depth": 2, "width": 64, "head_dim": 32}
+    record["preset"]["batch"] |= {"rows": 8, "tokens_per_step": 512}
+    current.write_text(json.dumps(record))
+    return folder, env
+
+
+def run_train(prepared, name: str, *flags: str, source: Path = ROOT / "train.py"):
+    folder, env = prepared
+    done = subprocess.run(
+        [sys.executable, source, "--run-dir", folder / name, *flags],
+        cwd=ROOT,
+        env=env | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    steps = folder / name / "steps.jsonl"
+    return done, [json.loads(line)["loss"] for line in steps.read_text().splitlines()] if steps.exists() else []
+
+
+def test_a_run_learns_writes_its_records_and_repeats(prepared):
+    done, losses = run_train(prepared, "one", "--steps", "40", "--seed", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(losses) == 40
+    assert losses[-1] < losses[0] - 1.5
+    keys = [line.split(":")[0] for line in done.stdout.split("---\n")[1].splitlines()]
+    assert keys == [
+        "val_bpb", "training_seconds", "total_seconds", "peak_vram_mb", "mfu_percent", "total_tokens_M", "num_steps",
+        "num_params_M", "depth",
+    ]  # fmt: skip
+    folder = prepared[0] / "one"
+    result = json.loads((folder / "result.json").read_text())
+    assert result["num_steps"] == 40
+    assert result["total_tokens"] == 40 * 512
+    assert 0 < result["mfu_percent"] < 100
+    assert result["peak_memory_mb"] > 1
+    assert f"val_bpb:          {result['val_bpb']:.6f}" in done.stdout
+    assert result["val_bpb"] < 5
+    assert (folder / "train.py").read_text() == (ROOT / "train.py").read_text()
+    assert "\r" not in done.stdout
+
+    _, again = run_train(prepared, "again", "--steps", "40", "--seed", "1", "--no-score")
+    assert again == losses
+    _, other = run_train(prepared, "other", "--steps", "3", "--seed", "2", "--no-score")
+    assert other != losses[:3]
+
+
+def test_the_budget_is_kept(prepared):
+    done, _ = run_train(prepared, "budget", "--minutes", "0.05", "--no-score")
+    assert done.returncode == 0
+    result = json.loads((prepared[0] / "budget" / "train.json").read_text())
+    assert 3.0 <= result["training_seconds"] < 4.5
+    assert result["num_steps"] > 5
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (
+            "loss = step(*batch, mx.array(rate), mx.array(decay))",
+            "loss = step(*batch, mx.array(rate), mx.array(decay)) * float('nan')",
+        ),
+        ("MATRIX_LR = SETTINGS.matrix_lr", "MATRIX_LR = 1e6"),
+    ],
+)
+def test_a_diverged_run_fails_fast(prepared, tmp_path, old, new):
+    source = tmp_path / "train.py"
+    text = (ROOT / "train.py").read_text()
+    assert old in text
+    source.write_text(text.replace(old, new))
+    done, losses = run_train(prepared, f"diverged-{len(new)}", "--steps", "200", source=source)
+    assert done.returncode == 1
+    assert len(losses) < 50
+    assert "FAIL: the loss is" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "val_bpb" not in done.stdout
+
+
+def test_a_crash_keeps_its_traceback(prepared, tmp_path):
+    source = tmp_path / "train.py"
+    source.write_text((ROOT / "train.py").read_text().replace("    batches = run.batches(ROWS)", "    batches = 1 / 0"))
+    done, _ = run_train(prepared, "crash", "--steps", "2", source=source)
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
+
+
+def test_sample_continues_the_prompt_and_repeats(prepared):
+    folder, env = prepared
+    run_train(prepared, "sampled", "--steps", "30", "--no-score")
+    command = [sys.executable, "prepare.py", "sample", folder / "sampled", "--prompt", "Ünder", "--tokens", "40"]
+    texts = [
+        subprocess.run([*command, *flags], cwd=ROOT, env=env, capture_output=True, text=True).stdout
+        for flags in (["--seed", "1"], ["--seed", "1"], ["--seed", "2"], ["--temperature", "0"])
+    ]
+    assert all(text.startswith("Ünder") and len(text) > 12 for text in texts)
+    assert texts[0] == texts[1]
+    assert len(set(texts)) == 3

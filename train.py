@@ -1,0 +1,328 @@
+"""One experiment: a GPT, its optimizer and its training loop. This is the file to edit; everything else is fixed.
+
+    python train.py                   five minutes on what `python prepare.py` prepared last, then val_bpb
+    python train.py --minutes 0.2     a smoke run
+
+Techniques, by paper: rotary embeddings (2104.09864), QK norm (2010.04245), relu squared (2109.08668), value residual as
+gated value embeddings (2410.17897), tanh softcap (2408.00118), sliding windows (2004.05150), Muon (Jordan 2024) with
+Polar Express (2505.16932) and NorMuon (2510.05491), cautious weight decay (2510.12402).
+"""
+
+from functools import partial
+from itertools import islice
+
+import numpy as np
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
+
+from lab.backend import mx, nn
+from prepare import SETTINGS, execute
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Constants: where experiments begin. SETTINGS.x is the preset's value for this machine; any may become a literal.
+
+SEQUENCE_LENGTH = SETTINGS.sequence_length  # tokens of context, fixed by the task
+DEPTH = SETTINGS.depth  # layers
+WIDTH = SETTINGS.width  # channels of the residual stream
+HEAD_DIM = SETTINGS.head_dim  # channels per attention head
+MLP_RATIO = 4  # hidden channels of the MLP, as a multiple of WIDTH
+WINDOW = SETTINGS.window  # attention per layer: L full context, S half of it; the last layer is always L
+SOFTCAP = SETTINGS.softcap  # bound of the logits, 0 for none
+ROPE_BASE = 10_000.0  # slowest rotation, in tokens
+QK_SCALE = 1.2  # sharpening of normed queries and keys, each
+GATE_CHANNELS = 32  # of the input that decide the value gate
+DTYPE = SETTINGS.dtype  # of activations; parameters are float32
+
+TOKENS_PER_STEP = SETTINGS.tokens_per_step  # tokens per optimizer step
+ROWS = SETTINGS.rows  # sequences per forward and backward pass
+MATRIX_LR = SETTINGS.matrix_lr  # Muon
+EMBEDDING_LR = SETTINGS.embedding_lr  # AdamW, token and value embeddings
+UNEMBEDDING_LR = SETTINGS.unembedding_lr  # AdamW, output head
+SCALAR_LR = SETTINGS.scalar_lr  # AdamW, per-layer scalars
+WEIGHT_DECAY = SETTINGS.weight_decay  # of the matrices, at the start; falls to 0
+ADAM_BETAS = (0.8, 0.95)  # decay of the first and second moment
+MUON_MOMENTUM = 0.95  # after its warm-up
+MUON_MOMENTUM_START = 0.85  # at the start
+MUON_MOMENTUM_STEPS = 300  # steps from start to full momentum
+NORMUON_BETA = 0.95  # decay of the second moment of Muon's rows
+WARMUP = SETTINGS.warmup  # share of the budget over which rates rise
+WARMDOWN = SETTINGS.warmdown  # share of the budget over which rates fall
+FINAL_LR = SETTINGS.final_lr  # rate at the end, as a share of the full rate
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Model
+
+
+def norm(x: mx.array) -> mx.array:
+    """RMS norm over the last axis, no parameters."""
+    return mx.fast.rms_norm(x, None, 1e-6)
+
+
+class Linear(nn.Module):
+    """y = x W^T without bias; the float32 weight takes the dtype of x."""
+
+    def __init__(self, inputs: int, outputs: int, bound: float):
+        super().__init__()
+        self.weight = mx.random.uniform(-bound, bound, (outputs, inputs))
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return x @ self.weight.astype(x.dtype).T
+
+
+def window_mask(length: int, window: int) -> mx.array:
+    """(T, T) bool: each position sees itself and the window - 1 positions before it."""
+    distance = mx.arange(length)[:, None] - mx.arange(length)[None, :]
+    return (distance >= 0) & (distance < window)
+
+
+class Attention(nn.Module):
+    """Causal attention with rotary positions and normed queries and keys; values may get a gated embedding."""
+
+    def __init__(self, layer: int):
+        super().__init__()
+        bound = (3 / WIDTH) ** 0.5  # uniform with standard deviation 1 / sqrt(WIDTH)
+        self.heads = WIDTH // HEAD_DIM
+        self.query = Linear(WIDTH, WIDTH, bound)
+        self.key = Linear(WIDTH, WIDTH, bound)
+        self.value = Linear(WIDTH, WIDTH, bound)
+        self.out = Linear(WIDTH, WIDTH, 0.0)  # blocks start as the identity
+        self.short = WINDOW[layer % len(WINDOW)] == "S" and layer < DEPTH - 1
+        if has_value_embedding(layer):
+            self.gate = Linear(min(GATE_CHANNELS, WIDTH), self.heads, 0.0)
+
+    def __call__(self, x: mx.array, value_embedding: mx.array | None) -> mx.array:
+        B, T, _ = x.shape
+        split = (B, T, self.heads, HEAD_DIM)
+        q, k, v = (f(x).reshape(split) for f in (self.query, self.key, self.value))
+        if value_embedding is not None:
+            gate = 2 * mx.sigmoid(self.gate(x[..., :GATE_CHANNELS]))  # (B, T, heads), 1 at the start
+            v = v + gate[..., None] * value_embedding.reshape(split)
+        q, k, v = (t.transpose(0, 2, 1, 3) for t in (q, k, v))  # (B, heads, T, HEAD_DIM)
+        rotate = partial(mx.fast.rope, dims=HEAD_DIM, traditional=False, base=ROPE_BASE, scale=1.0, offset=0)
+        q, k = norm(rotate(q)), norm(rotate(k))
+        mask = window_mask(T, max(1, T // 2)) if self.short else "causal"
+        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=QK_SCALE**2 / HEAD_DIM**0.5, mask=mask)
+        return self.out(y.transpose(0, 2, 1, 3).reshape(B, T, WIDTH))
+
+
+class MLP(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up = Linear(WIDTH, MLP_RATIO * WIDTH, (3 / WIDTH) ** 0.5)
+        self.down = Linear(MLP_RATIO * WIDTH, WIDTH, 0.0)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.down(mx.square(mx.maximum(self.up(x), 0)))
+
+
+class Block(nn.Module):
+    def __init__(self, layer: int):
+        super().__init__()
+        self.attention = Attention(layer)
+        self.mlp = MLP()
+
+    def __call__(self, x: mx.array, value_embedding: mx.array | None) -> mx.array:
+        x = x + self.attention(norm(x), value_embedding)
+        return x + self.mlp(norm(x))
+
+
+def has_value_embedding(layer: int) -> bool:
+    """Every second layer, the last one included."""
+    return layer % 2 == (DEPTH - 1) % 2
+
+
+class GPT(nn.Module):
+    """Tokens (B, T) int32 to logits (B, T, V) float32."""
+
+    def __init__(self, vocab_size: int):
+        super().__init__()
+        bound = (3 / WIDTH) ** 0.5
+        self.embedding = mx.random.normal((vocab_size, WIDTH))
+        self.value_embeddings = {
+            f"layer{layer}": mx.random.uniform(-bound, bound, (vocab_size, WIDTH))
+            for layer in range(DEPTH)
+            if has_value_embedding(layer)
+        }
+        self.blocks = [Block(layer) for layer in range(DEPTH)]
+        self.residual_lambdas = mx.ones((DEPTH,))  # of the stream, per layer
+        self.embedding_lambdas = mx.full((DEPTH,), 0.1)  # of the first layer's input, per layer
+        self.head = 0.001 * mx.random.normal((vocab_size, WIDTH))
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        dtype = getattr(mx, DTYPE)
+        x = x0 = norm(self.embedding[tokens].astype(dtype))
+        residual, first = self.residual_lambdas.astype(dtype), self.embedding_lambdas.astype(dtype)
+        for layer, block in enumerate(self.blocks):
+            table = self.value_embeddings.get(f"layer{layer}")
+            value_embedding = None if table is None else table[tokens].astype(dtype)
+            x = block(residual[layer] * x + first[layer] * x0, value_embedding)
+        logits = (norm(x) @ self.head.astype(dtype).T).astype(mx.float32)
+        return SOFTCAP * mx.tanh(logits / SOFTCAP) if SOFTCAP else logits
+
+
+def build_model(vocab_size: int) -> nn.Module:
+    """The model that is trained and scored: maps tokens (B, T) int32 to logits (B, T, V) float32, causally."""
+    return GPT(vocab_size)
+
+
+def flops_per_token(model: nn.Module) -> float:
+    """Forward and backward: 6 per parameter of a matrix product, 12 per channel and attended position."""
+    products = sum(v.size for k, v in tree_flatten(model.parameters()) if k == "head" or k.startswith("blocks"))
+    spans = [SEQUENCE_LENGTH // 2 if block.attention.short else SEQUENCE_LENGTH for block in model.blocks]
+    return 6 * products + 12 * WIDTH * sum(spans)
+
+
+def loss_function(model: nn.Module, inputs: mx.array, targets: mx.array) -> mx.array:
+    """Mean cross-entropy in nats per token, float32."""
+    return nn.losses.cross_entropy(model(inputs), targets, reduction="mean")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Optimizer
+
+# Coefficients of five steps of Polar Express (2505.16932, for singular values from 1e-3 to 1, with a safety margin).
+POLAR_EXPRESS = (
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
+
+
+def orthogonalize(g: mx.array) -> mx.array:
+    """(N, R, C) matrices to about the nearest ones whose singular values are all 1."""
+    tall = g.shape[-2] > g.shape[-1]
+    x = g.swapaxes(-1, -2) if tall else g
+    x = x / (mx.linalg.norm(x, axis=(-2, -1), keepdims=True) * 1.02 + 1e-6)
+    for a, b, c in POLAR_EXPRESS:
+        gram = x @ x.swapaxes(-1, -2)
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return x.swapaxes(-1, -2) if tall else x
+
+
+class MuonAdamW:
+    """Muon for the matrices of the blocks, stacked by shape; AdamW for the rest. `state` holds every moment."""
+
+    def __init__(self, model: nn.Module):
+        parameters = dict(tree_flatten(model.trainable_parameters()))
+        scale = (WIDTH / 768) ** -0.5  # rates were found at width 768
+        self.adam_rates, self.stacks = {}, {}
+        for name, value in parameters.items():
+            if name.startswith("blocks"):
+                self.stacks.setdefault("x".join(map(str, value.shape)), []).append(name)
+            elif name == "head":
+                self.adam_rates[name] = UNEMBEDDING_LR * scale
+            elif name.endswith("lambdas"):  # the stream's own scale is the delicate one
+                self.adam_rates[name] = SCALAR_LR * (0.01 if name == "residual_lambdas" else 1.0)
+            else:
+                self.adam_rates[name] = EMBEDDING_LR * scale
+        self.state = {"step": mx.array(0.0), "first": {}, "second": {}}
+        for name in self.adam_rates:
+            self.state["first"][name] = self.state["second"][name] = mx.zeros_like(parameters[name])
+        for shape, names in self.stacks.items():
+            rows, columns = parameters[names[0]].shape
+            self.state["first"][shape] = mx.zeros((len(names), rows, columns))
+            reduced = (rows, 1) if rows >= columns else (1, columns)
+            self.state["second"][shape] = mx.zeros((len(names), *reduced))
+
+    def update(self, model: nn.Module, gradients: dict, rate: mx.array, decay: mx.array) -> None:
+        """One step. `rate` scales every learning rate, `decay` is the weight decay; both are scalar arrays."""
+        parameters, gradients = dict(tree_flatten(model.trainable_parameters())), dict(tree_flatten(gradients))
+        self.state["step"] = self.state["step"] + 1
+        changed = {name: self._adam(name, parameters[name], gradients[name], rate) for name in self.adam_rates}
+        for shape, names in self.stacks.items():
+            stack = mx.stack([parameters[n] for n in names])
+            stack = self._muon(shape, stack, mx.stack([gradients[n] for n in names]), rate, decay)
+            changed |= dict(zip(names, stack, strict=True))
+        model.update(tree_unflatten(list(changed.items())))
+
+    def _adam(self, name: str, p: mx.array, g: mx.array, rate: mx.array) -> mx.array:
+        beta1, beta2 = ADAM_BETAS
+        first = self.state["first"][name] = beta1 * self.state["first"][name] + (1 - beta1) * g
+        second = self.state["second"][name] = beta2 * self.state["second"][name] + (1 - beta2) * mx.square(g)
+        step = self.state["step"]
+        size = self.adam_rates[name] * rate * mx.sqrt(1 - beta2**step) / (1 - beta1**step)
+        return p - size * first / (mx.sqrt(second) + 1e-10)
+
+    def _muon(self, shape: str, p: mx.array, g: mx.array, rate: mx.array, decay: mx.array) -> mx.array:
+        """(N, R, C) parameters and gradients of one shape to new parameters."""
+        warm = mx.minimum(self.state["step"] / MUON_MOMENTUM_STEPS, 1.0)
+        momentum = MUON_MOMENTUM_START + (MUON_MOMENTUM - MUON_MOMENTUM_START) * warm
+        first = self.state["first"][shape] = momentum * self.state["first"][shape] + (1 - momentum) * g
+        u = orthogonalize(momentum * first + (1 - momentum) * g)  # Nesterov's look ahead
+        u = self._even_out(shape, u)
+        size = MATRIX_LR * rate * max(1.0, p.shape[-2] / p.shape[-1]) ** 0.5
+        return p - size * (u + decay * p * (u * p > 0))  # decay only what the step shrinks too
+
+    def _even_out(self, shape: str, u: mx.array) -> mx.array:
+        """NorMuon: rows (of tall matrices; else columns) get steps of even size, the whole keeps its norm."""
+        axis = -1 if u.shape[-2] >= u.shape[-1] else -2
+        mean = mx.mean(mx.square(u), axis=axis, keepdims=True)
+        second = self.state["second"][shape]
+        second = self.state["second"][shape] = NORMUON_BETA * second + (1 - NORMUON_BETA) * mean
+        scale = mx.rsqrt(mx.maximum(second, 1e-10))
+        before, after = (mx.sum(m, axis=(-2, -1), keepdims=True) for m in (mean, mean * mx.square(scale)))
+        return u * scale * mx.sqrt(before / mx.maximum(after, 1e-10))  # 0 where the gradient is 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+def schedule(progress: float) -> tuple[float, float]:
+    """Rate multiplier and weight decay at this share of the budget."""
+    rate = min(1.0, progress / WARMUP if WARMUP else 1.0)
+    if WARMDOWN and progress > 1 - WARMDOWN:
+        rate = FINAL_LR + (1 - FINAL_LR) * (1 - progress) / WARMDOWN
+    return rate, WEIGHT_DECAY * (1 - progress)
+
+
+def make_step(model: nn.Module, optimizer: MuonAdamW):
+    """The whole step, compiled: step(inputs, targets, rate, decay) -> loss; inputs (passes, rows, T) int32."""
+    loss_and_gradients = nn.value_and_grad(model, loss_function)
+    state = [model.state, optimizer.state]
+
+    @partial(mx.compile, inputs=state, outputs=state)
+    def step(inputs: mx.array, targets: mx.array, rate: mx.array, decay: mx.array) -> mx.array:
+        passes = len(inputs)
+        loss, gradients = loss_and_gradients(model, inputs[0], targets[0])
+        for i in range(1, passes):
+            after = mx.depends(inputs[i], tree_flatten(gradients, destination=[])[0][1])  # one pass at a time
+            more, extra = loss_and_gradients(model, after, targets[i])
+            loss, gradients = loss + more, tree_map(mx.add, gradients, extra)
+        gradients = tree_map(lambda g: g / passes, gradients)
+        optimizer.update(model, gradients, rate, decay)
+        return loss / passes
+
+    return step, state
+
+
+def main(run) -> nn.Module:
+    """Train for as long as the run's clock allows and return the model."""
+    model = build_model(run.vocab_size)
+    optimizer = MuonAdamW(model)
+    passes = TOKENS_PER_STEP // (ROWS * SEQUENCE_LENGTH)
+    batches = run.batches(ROWS)
+    step, state = make_step(model, optimizer)
+    run.begin(model, flops_per_token=flops_per_token(model), depth=DEPTH, width=WIDTH, tokens_per_step=TOKENS_PER_STEP)
+
+    def next_batch() -> tuple[mx.array, mx.array]:
+        inputs, targets = zip(*islice(batches, passes), strict=True)
+        return mx.array(np.stack(inputs)), mx.array(np.stack(targets))
+
+    batch = next_batch()
+    in_flight = None  # the step that the device works on while the next one is made ready
+    for number in run.clock:
+        rate, decay = schedule(run.clock.progress)
+        loss = step(*batch, mx.array(rate), mx.array(decay))
+        mx.async_eval(loss, state)
+        batch = next_batch()
+        if in_flight:
+            run.record(in_flight[0], in_flight[1].item(), TOKENS_PER_STEP, rate=in_flight[2])
+        in_flight = (number, loss, rate)
+    run.record(in_flight[0], in_flight[1].item(), TOKENS_PER_STEP, rate=in_flight[2])
+    return model
+
+
+if __name__ == "__main__":
+    execute(main, __file__)
