@@ -1,0 +1,108 @@
+"""Why a run failed, in a few bounded, cleaned fields that may stand in a model's prompt.
+
+A log is written by code that a model wrote, and what it says can be addressed to the next model. So nothing
+of it is passed on but the last exception's type, its message and the line of train.py: control characters and
+escape sequences removed, everything cut. That limits what an injected text can do; it does not make it
+harmless, so prompts should quote these fields as data.
+"""
+
+import json
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+MESSAGE_CHARS, NAME_CHARS, SOURCE_CHARS = 300, 80, 200
+STEPS, STEP_KEYS, STEP_BYTES = 3, 12, 2000
+HEADER = "Traceback (most recent call last):"
+ESCAPE = re.compile(r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?|\x1b.?", re.S)
+FRAME = re.compile(r'^  File "([^"\n]*)", line (\d+)(?:, in [^\n]*)?\n(?:    ([^\n]*))?', re.M)
+RAISED = re.compile(r"^([A-Za-z_][\w.]*)(?:: ?|$)", re.M)
+REFUSAL = re.compile(r"^(?:error|bwrap|sandbox-exec): [^\n]*", re.M)  # ours, and of a sandbox that fails
+STEP_KEY = re.compile(r"[a-z][a-z0-9_]{0,31}")
+
+
+@dataclass(frozen=True)
+class Crash:
+    """What went wrong: exception type and message, line of train.py (number, text), the last three steps'
+    figures."""
+
+    type: str
+    message: str
+    line: int | None = None
+    source: str = ""
+    last_steps: tuple[dict[str, float], ...] = ()
+
+
+def clean(text: str, limit: int) -> str:
+    """One printable line of at most `limit` characters: no escape sequences, no control or format
+    characters."""
+    text = ESCAPE.sub("", text[: 20 * limit])
+    text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def summary(log: str, steps: Path, default: str, program: str = "train.py") -> Crash:
+    """The crash that a log tells of, by its last Python traceback. Without one, the type is `default` and the
+    message the last line that starts with "error: ", as the laboratory's commands end when they refuse
+    something."""
+    last_steps = read_steps(steps)
+    found = traceback(log, program)
+    if found:
+        return Crash(*found, last_steps)
+    refusals = REFUSAL.findall(log)
+    return Crash(default, clean(refusals[-1], MESSAGE_CHARS) if refusals else "", last_steps=last_steps)
+
+
+def traceback(log: str, program: str) -> tuple[str, str, int | None, str] | None:
+    """(type, message, line, source) of the last traceback in `log`; the line is the innermost one of
+    `program`."""
+    start = log.rfind("\n" + HEADER) + 1
+    if not start and not log.startswith(HEADER):  # a SyntaxError of the program itself has no header
+        start = log.rfind('\n  File "') + 1
+    text = log[start:]
+    frames = list(FRAME.finditer(text))
+    raised = RAISED.search(text, len(HEADER) if text.startswith(HEADER) else 0)
+    if not raised or not frames or raised.start() < frames[0].start():
+        return None
+    frames = [frame for frame in frames if frame.end() <= raised.start()]
+    own = [frame for frame in frames if os.path.basename(frame[1]) == program]
+    line, source = (int(own[-1][2][:9]), clean(own[-1][3] or "", SOURCE_CHARS)) if own else (None, "")
+    return clean(raised[1], NAME_CHARS), clean(text[raised.end() :], MESSAGE_CHARS), line, source
+
+
+def read_steps(path: Path) -> tuple[dict[str, float], ...]:
+    """The numbers in the last three whole lines of steps.jsonl; anything else in them is left out."""
+    records = []
+    for line in read_bytes(path, 4 * STEP_BYTES).splitlines()[-STEPS - 1 :]:
+        try:
+            record = json.loads(line[:STEP_BYTES])
+        except (ValueError, RecursionError):  # cut short, or no record at all
+            continue
+        if isinstance(record, dict):
+            records.append(dict([item for item in record.items() if _is_figure(*item)][:STEP_KEYS]))
+    return tuple(records[-STEPS:])
+
+
+def _is_figure(key: str, value: object) -> bool:
+    bounded = isinstance(value, float) or (type(value) is int and abs(value) < 1 << 63)
+    return bounded and STEP_KEY.fullmatch(key) is not None
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """The last `limit` bytes of a plain file that a child may have replaced: b"" if it is missing, a link or
+    a pipe.
+
+    A link could lead to a file the child cannot read itself; opening a pipe would wait for ever."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return b""
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            return b""
+        return os.pread(descriptor, limit, max(status.st_size - limit, 0))
+    finally:
+        os.close(descriptor)
