@@ -19,6 +19,7 @@ import click
 
 from lab.errors import UserError
 from lab.run import current_path, execute, guarded, settings
+from lab.sandbox import KINDS
 
 __all__ = ["SETTINGS", "execute"]  # noqa: F822 (SETTINGS is made when asked for)
 
@@ -91,10 +92,15 @@ def _expand(pattern: str | None) -> tuple[str, ...]:
 
 @command.command("score", help="Score the checkpoint of a run again: val_bpb, or why it may not have one.")
 @click.argument("run_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
-def score_command(run_dir: Path) -> None:
+@click.option("--sandbox", type=click.Choice(["auto", *KINDS]), default="auto", show_default=True, help="Of the model.")
+@click.option("--batches", type=click.IntRange(min=1), help="Only see whether this many batches would work.")
+def score_command(run_dir: Path, sandbox: str, batches: int | None) -> None:
+    from lab.sandbox import available
     from lab.score import score_run
 
-    score = score_run(run_dir.resolve())
+    score = score_run(run_dir.resolve(), available() if sandbox == "auto" else sandbox, batches)
+    if score["status"] == "tried":
+        return
     if score["status"] != "ok":
         raise UserError(f"rejected: {score['reason']}")
     print(f"val_bpb: {score['val_bpb']:.6f}")

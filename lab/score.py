@@ -20,6 +20,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from lab.shards import Prepared, open_prepared
 
 LOGIT_BYTES = 64 * 2**20  # of one batch of float32 logits: bounds the memory of the scoring
 TOLERANCE = 1e-3  # of a logit; the same kernels on the same shapes agree to the bit, so this is generous
+SECONDS = 900.0  # after which a model that still computes is ended
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -93,24 +95,36 @@ class ModelProcess:
 
 
 @contextlib.contextmanager
-def model_process(run_dir: Path, vocab_size: int, command: list[str] | None = None) -> Iterator[ModelProcess]:
-    """A running model server of `run_dir`; `command` wraps it in a sandbox."""
-    command = command or [sys.executable, "-m", "lab.model_server", str(run_dir)]
+def model_process(run_dir: Path, vocab_size: int, sandbox: str) -> Iterator[ModelProcess]:
+    """A running model server of `run_dir` in a sandbox of this kind; ended after SECONDS at most."""
+    from lab.sandbox import Policy, environment, wrap
+
+    scratch = run_dir / "score"  # the only folder the model may write
+    scratch.mkdir(exist_ok=True)
+    policy = Policy(writable=(scratch,), readable=(ROOT, run_dir))
+    command = wrap([sys.executable, "-m", "lab.model_server", str(run_dir)], policy, sandbox)
+    variables = environment(os.environ, policy) | {"PYTHONPATH": str(ROOT)}
+    Path(variables["TMPDIR"]).mkdir(exist_ok=True)
     with open(run_dir / "score.log", "wb") as log:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=ROOT, start_new_session=True
-        )
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
+        process = subprocess.Popen(command, cwd=scratch, env=variables, start_new_session=True, **pipes)
+    watch = threading.Timer(SECONDS, process.kill)
+    watch.start()
     try:
         yield ModelProcess(process, vocab_size)
     finally:
+        watch.cancel()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, 9)
         process.wait()
 
 
-def score_run(run_dir: Path, command: list[str] | None = None) -> dict[str, Any]:
+def score_run(run_dir: Path, sandbox: str = "none", batches: int | None = None) -> dict[str, Any]:
     """Score the checkpoint of a run, write score.json (and result.json when the training's record is there) and
-    return it: status "ok" with val_bpb, or "rejected" with a reason. Raises UserError for an incomplete run."""
+    return it: status "ok" with val_bpb, or "rejected" with a reason. `sandbox`, a kind of lab.sandbox, confines the
+    model's process. `batches` scores only so many, to see whether the whole would work: status "tried", no number.
+
+    Raises UserError for an incomplete run."""
     begun = time.perf_counter()
     for name in ("settings.json", "train.py", "checkpoint.safetensors"):
         if not (run_dir / name).is_file():
@@ -120,8 +134,9 @@ def score_run(run_dir: Path, command: list[str] | None = None) -> dict[str, Any]
     length = settings["preset"]["task"]["sequence_length"]
     score = {"task": prepared.fingerprint(length, settings["minutes"], settings["steps"])}
     try:
-        with model_process(run_dir, prepared.tokenizer.vocab_size, command) as model:
-            score |= {"status": "ok"} | evaluate(model, prepared, length, run_dir / "checkpoint.safetensors")
+        with model_process(run_dir, prepared.tokenizer.vocab_size, sandbox) as model:
+            checkpoint = run_dir / "checkpoint.safetensors"
+            score |= {"status": "ok"} | evaluate(model, prepared, length, checkpoint, batches)
     except Rejected as refusal:
         score |= {"status": "rejected", "reason": str(refusal)}
     score["scoring_seconds"] = round(time.perf_counter() - begun, 2)
@@ -133,7 +148,9 @@ def score_run(run_dir: Path, command: list[str] | None = None) -> dict[str, Any]
     return score
 
 
-def evaluate(model: ModelProcess, prepared: Prepared, length: int, checkpoint: Path) -> dict[str, Any]:
+def evaluate(
+    model: ModelProcess, prepared: Prepared, length: int, checkpoint: Path, batches: int | None = None
+) -> dict[str, Any]:
     """Bits per byte of the validation documents and what it is made of. Raises Rejected."""
     bos = prepared.tokenizer.bos
     bounds = document_starts(prepared.val, bos)
@@ -142,7 +159,7 @@ def evaluate(model: ModelProcess, prepared: Prepared, length: int, checkpoint: P
     batch = max(1, LOGIT_BYTES // (4 * length * model.vocab_size))
     probes = np.random.default_rng()  # unpredictable: an experiment cannot know which batches are probed
 
-    inputs = [rows[at : at + batch, :-1] for at in range(0, len(rows), batch)]
+    inputs = [rows[at : at + batch, :-1] for at in range(0, len(rows), batch)][:batches]
     first = _check_checkpoint(model, checkpoint, inputs[0])
     probed = {0, int(probes.integers(len(inputs)))}
     nats = np.zeros(len(bounds) - 1)
@@ -166,6 +183,8 @@ def evaluate(model: ModelProcess, prepared: Prepared, length: int, checkpoint: P
         scored_tokens += int(scored.sum())
     if not np.allclose(model.logits(inputs[0]), first, atol=TOLERANCE):
         raise Rejected("the same tokens got other logits after the scoring: the model keeps state")
+    if batches is not None:
+        return {"status": "tried"}
     if counted.sum() != prepared.manifest["val"]["bytes"]:
         raise AssertionError(f"{counted.sum()} bytes scored of {prepared.manifest['val']['bytes']}")
     return {
