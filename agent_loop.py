@@ -1,0 +1,483 @@
+"""The night: propose, check, commit, train, score, judge, keep or discard, again until morning.
+
+    python agent_loop.py run --tag nov22                      until Ctrl-C; the same command resumes
+    python agent_loop.py run --tag nov22 --until 07:00 --agent search
+    python agent_loop.py try -m "wider MLP"                   the same judged step for a change you made yourself
+    python agent_loop.py status | replay 12
+
+Everything of a night is in nights/TAG: journal.jsonl (what happened, append-only), results.tsv (upstream's five
+columns), worktree/ (branch autoresearch/TAG, the only place where train.py changes), runs/ and settings.json. Your own
+checkout is never touched. Importing this module does nothing.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lab.agents import Agent, Briefing, NoProposal, Tried
+from lab.branch import Branch, git
+from lab.errors import UserError
+from lab.files import write_atomic
+from lab.history import Experiment
+from lab.journal import Journal, lock, read
+from lab.preset import from_dict
+from lab.proposal import Proposal, check, describe
+from lab.run import ROOT, current_path, guarded
+from lab.source import Rejected, fingerprint, parse
+
+NIGHTS = ROOT / "nights"
+REDRAWS = 2  # after a proposal that failed its checks, before the sampler takes the slot
+INVALID_RUNS = 3  # in a row: the machine is not fit for experiments
+PLATEAU = 15  # experiments without a kept one
+
+
+def say(line: str) -> None:
+    print(f"{datetime.now():%H:%M:%S} {line}", flush=True)
+
+
+@dataclass
+class Night:
+    """One tag: its journal, its branch, its bench, and the agent that proposes."""
+
+    folder: Path
+    branch: Branch
+    journal: Journal
+    bench: Any
+    rigor: str
+    agent: Agent | None = None
+    edits: dict[int, dict[str, Any]] = field(default_factory=dict)  # experiment -> what it changed
+    stop: Callable[[], str] = lambda: ""  # why to end, or ""
+
+    def go(self, experiments: int | None) -> str:
+        """Work until `experiments` more are settled (after the baseline) or something says stop; returns why."""
+        state = self.journal.state
+        last = None if experiments is None else (len(state.experiments) or 1) + experiments  # the baseline is no. 0
+        invalid = 0
+        while True:
+            self.branch.reset(state.head())
+            step = state.step()
+            if step.action == "propose":
+                if reason := self.stop() or ("done" if last is not None and len(state.experiments) >= last else ""):
+                    return reason
+                if not self.propose():
+                    return "nothing is left to try: every agent is out of proposals"
+            elif step.action == "run":
+                invalid = invalid + 1 if self.run(step) == "invalid" else 0
+                if invalid >= INVALID_RUNS:
+                    raise UserError(f"{invalid} runs in a row were spoiled by the machine; quiet it and run again")
+            elif step.action == "judge":
+                self.judge()
+            else:
+                self.settle(step.verdict)
+
+    # --- one experiment
+
+    def propose(self) -> bool:
+        """Get a proposal past its checks and commit it. False when nobody has one."""
+        state = self.journal.state
+        if not state.experiments:
+            return self.commit(Proposal(self.branch.source(state.head()), "baseline", "none"))
+        base, refused, refused_source = self.branch.source(state.head()), "", ""
+        for attempt in range(2 * (1 + REDRAWS)):
+            agent = self.agent if attempt <= REDRAWS else self.sampler()
+            try:
+                proposal = agent.propose(self.briefing(base, attempt, refused, refused_source))
+                check(proposal.source, base, state.tried.keys(), self.settings)
+                say(f"experiment {len(state.experiments)}: {proposal.hypothesis} ({proposal.agent}); preflight")
+                if reason := self.bench.preflight(proposal.source):
+                    raise Rejected(f"preflight: {reason}")
+            except NoProposal as reason:
+                say(f"no proposal: {reason}")
+                continue
+            except Rejected as reason:
+                refused, refused_source = str(reason), proposal.source
+                say(f"refused: {reason}")
+                self.refuse(proposal, str(reason))
+                continue
+            return self.commit(proposal)
+        return False
+
+    def refuse(self, proposal: Proposal, reason: str) -> None:
+        try:
+            mark = fingerprint(proposal.source, self.settings)
+        except Rejected:
+            mark = ""
+        told = {"agent": proposal.agent, "hypothesis": proposal.hypothesis, "edit": proposal.edit}
+        self.journal.record("refused", fingerprint=mark, reason=reason, **told)
+
+    def commit(self, proposal: Proposal) -> bool:
+        """Write ahead: the commit, then the journal. A kill between the two leaves a commit that is reset away."""
+        state = self.journal.state
+        number, source = len(state.experiments), proposal.source
+        commit = state.head()
+        if state.experiments:
+            commit = self.branch.commit(source, f"experiment {number}: {proposal.hypothesis}")
+        elif reason := self.bench.preflight(source):
+            raise UserError(f"the baseline fails before it starts: {reason}")
+        self.journal.record(
+            "proposal",
+            id=number,
+            agent=proposal.agent,
+            hypothesis=proposal.hypothesis,
+            commit=commit,
+            source=hashlib.sha256(source.encode()).hexdigest(),
+            fingerprint=fingerprint(source, self.settings),
+            nodes=_nodes(source),
+            edit=proposal.edit,
+        )
+        self.edits[number] = proposal.edit or {}
+        return True
+
+    def run(self, step: Any) -> str:
+        """One training run and its score; a result that a kill left unrecorded is taken over. Its status."""
+        state = self.journal.state
+        trained = state.incumbent if step.who == "incumbent" else state.pending
+        kept = self.folder / "results" / f"{step.run}.json"
+        if not kept.is_file():
+            say(f"run {step.run}, seed {step.seed}: {trained.hypothesis}")
+            if not self.bench.preflight_seconds:
+                self.bench.preflight(self.branch.source(trained.commit))  # after a resume: how long a start takes
+            measured = self.bench.run(step.run, self.branch.source(trained.commit), step.seed)
+            kept.parent.mkdir(exist_ok=True)
+            write_atomic(kept, json.dumps(vars(measured)))
+        result = json.loads(kept.read_text())
+        self.journal.record("run", id=step.id, who=step.who, run=step.run, seed=step.seed, **result)
+        number = f"val_bpb {result['val_bpb']:.6f}" if result["status"] == "ok" else result["reason"]
+        say(f"run {step.run}: {result['status']}, {number}, {result['minutes']:.1f} min")
+        if result["status"] == "crash" and not state.pending.id and step.who == "candidate":
+            self.journal.record("note", text="the baseline crashed")
+            raise UserError(f"the baseline fails: {result['reason']}")
+        return result["status"]
+
+    def judge(self) -> None:
+        found = self.journal.state.judge(self.rigor)
+        told = {"delta": found.delta, "sigma": found.sigma, "near_miss": found.near_miss, "reason": found.reason}
+        self.journal.record("verdict", id=self.journal.state.pending.id, verdict=found.verdict, who=found.who, **told)
+        say(f"{found.verdict}: {found.reason}")
+
+    def settle(self, verdict: str) -> None:
+        """Close the experiment: the journal first says so, then the branch follows."""
+        state = self.journal.state
+        done = state.pending
+        event = {"keep": "kept", "discard": "discarded", "crash": "crashed"}[verdict]
+        self.journal.record(event, id=done.id, **({"reason": done.reason} if verdict == "crash" else {}))
+        self.journal.write_results()
+        if self.agent:
+            self.agent.tell(Proposal("", done.hypothesis, done.agent, self.edits.get(done.id)), self.tried(done))
+
+    # --- what agents are told
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return from_dict(self.bench.settings["preset"]).settings()
+
+    def briefing(self, base: str, attempt: int, refused: str, refused_source: str) -> Briefing:
+        state = self.journal.state
+        history = [self.tried(e) for e in state.experiments if e.id and e.status != "pending"]
+        history += [self.refusal(entry) for entry in state.refusals]
+        kept = max((e.id for e in state.experiments if e.status == "keep"), default=0)
+        last = state.experiments[-1]
+        program = ROOT / "program.md"
+        return Briefing(
+            number=len(state.experiments),
+            source=base,
+            settings=self.settings,
+            program=program.read_text() if program.is_file() else "",
+            task=self.task(),
+            value=state.incumbent.mean if state.incumbent else None,
+            noise=state.noise.sigma if state.noise else None,
+            history=history,
+            near_misses=[t for t, e in zip(history, state.experiments[1:], strict=False) if e.near_miss],
+            last_failure=last.reason if last.status == "crash" else "",
+            refused=refused,
+            refused_source=refused_source,
+            attempt=attempt,
+            plateau=len(state.experiments) - kept > PLATEAU,
+            tried=state.tried.keys(),
+        )
+
+    def task(self) -> str:
+        from lab.machine import describe
+
+        preset, chip = from_dict(self.bench.settings["preset"]), describe()
+        return (
+            f"Preset {preset.name}: context {preset.task.sequence_length} tokens, {self.bench.settings['minutes']:g} "
+            f"minutes of training on {chip['chip']} ({chip['backend']}, {chip['memory_gb']:.0f} GB)."
+        )
+
+    def tried(self, e: Experiment) -> Tried:
+        verdict = "discard" if e.status == "pending" else e.status
+        return Tried(e.id, e.hypothesis, verdict, e.delta, self.edits.get(e.id))
+
+    @staticmethod
+    def refusal(entry: dict[str, Any]) -> Tried:
+        return Tried(entry["after"] + 1, f"{entry['hypothesis']}: {entry['reason']}", "rejected")
+
+    def sampler(self) -> Agent:
+        from lab.agents.search import Search
+
+        return Search()
+
+
+def _nodes(source: str) -> int:
+    import ast
+
+    return sum(1 for _ in ast.walk(parse(source)))
+
+
+def open_night(tag: str, *, preset: str | None, minutes: float | None, rigor: str, sandbox: str) -> Night:
+    """The night of this tag, new or resumed. Raises UserError when nothing is prepared or the tag is in other use."""
+    from lab.measure import Bench
+    from lab.sandbox import available, self_test
+
+    folder = NIGHTS / tag
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = night_settings(folder, preset, minutes)
+    kind = available() if sandbox == "auto" else sandbox
+    if kind == "none":
+        say("WARNING: no sandbox: train.py, written by an agent, can read and write whatever you can, and the network")
+    elif fault := self_test(kind):
+        raise UserError(f"the sandbox {kind} does not hold here ({fault}); choose another, or --sandbox none")
+    branch = Branch(ROOT, folder / "worktree", f"autoresearch/{tag}")
+    branch.ensure(git(ROOT, "rev-parse", "HEAD"))
+    journal = Journal(folder)
+    if not journal.state.start:
+        journal.record("start", tag=tag, commit=branch.head)
+    night = Night(folder, branch, journal, Bench(folder, branch.worktree, settings, kind), rigor)
+    for record in read(journal.path):
+        if record["event"] == "proposal":
+            night.edits[record["id"]] = record.get("edit") or {}
+    return night
+
+
+def night_settings(folder: Path, preset: str | None, minutes: float | None) -> dict[str, Any]:
+    """The task of a night, fixed when it begins: a resumed night may not change it."""
+    path = folder / "settings.json"
+    if path.is_file():
+        settings = json.loads(path.read_text())
+        if (preset and preset != settings["preset"]["name"]) or (minutes and minutes != settings["minutes"]):
+            raise UserError(
+                f"{folder.name} has preset {settings['preset']['name']} and {settings['minutes']:g} minutes; leave them "
+                "out to go on with it, or choose another --tag"
+            )
+        return settings
+    if preset:
+        subprocess.run([sys.executable, str(ROOT / "prepare.py"), "--preset", preset], check=True, cwd=ROOT)
+    if not current_path().is_file():
+        raise UserError("nothing is prepared yet; add --preset offline, or run `make prepare` first")
+    settings = json.loads(current_path().read_text())
+    settings |= {"minutes": minutes or settings["preset"]["task"]["minutes"], "steps": None}
+    write_atomic(path, json.dumps(settings, indent=1))
+    return settings
+
+
+def choose_agent(kind: str, model: str, command: str, share: float) -> Agent:
+    """The agent that proposes. `auto` is the hybrid when an Ollama server with a model answers, else search."""
+    from lab.agents.command import Command
+    from lab.agents.hybrid import Hybrid
+    from lab.agents.ollama import Ollama
+    from lab.agents.search import Search
+
+    if kind == "search":
+        return Search()
+    if kind == "command":
+        return Command(command, say=say)
+    ollama = Ollama(model, say=say)
+    if kind == "ollama":
+        return ollama
+    if kind == "auto":
+        try:
+            ollama.choose()
+        except (NoProposal, UserError) as reason:
+            say(f"no local model ({reason}); the built-in search proposes alone")
+            return Search()
+    return Hybrid(Search(), ollama, share, say=say)
+
+
+def stopper(until: str | None) -> Callable[[], str]:
+    """Says when to end: at a time of day, or after the first Ctrl-C or TERM; the second Ctrl-C ends at once."""
+    deadline = None
+    if until:
+        try:
+            at = datetime.strptime(until, "%H:%M").time()
+        except ValueError:
+            raise UserError(f"--until {until!r} is no time of day; write it like 07:00") from None
+        deadline = datetime.combine(datetime.now().date(), at)
+        deadline += timedelta(days=deadline <= datetime.now())
+    asked = []
+
+    def ask(*_: Any) -> None:
+        asked.append(True)
+        if len(asked) > 1:
+            raise KeyboardInterrupt
+        say("stopping after this experiment; once more to stop at once (nothing is lost)")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ask)
+    return lambda: "stopped" if asked else "it is time" if deadline and datetime.now() >= deadline else ""
+
+
+def stay_awake() -> None:
+    """Keep a Mac awake while this process lives (not the display: see docs). Not run on a Mac."""
+    if sys.platform == "darwin":
+        subprocess.Popen(["caffeinate", "-is", "-w", str(os.getpid())])
+
+
+def summary(night: Night) -> str:
+    """A few lines: how many experiments, what was kept, baseline and incumbent."""
+    state = night.journal.state
+    done = [e for e in state.experiments if e.status != "pending"]
+    if not done or not state.incumbent:
+        return f"{night.folder.name}: no experiment is finished yet"
+    counts = {kind: sum(e.status == kind for e in done[1:]) for kind in ("keep", "discard", "crash")}
+    base, best = done[0], state.incumbent
+    lines = [
+        f"{night.folder.name}: {len(done) - 1} experiments: {counts['keep']} kept, {counts['discard']} discarded, "
+        f"{counts['crash']} crashed, {state.refused} refused before training",
+        f"baseline  {base.mean:.6f}",
+        f"incumbent {best.mean:.6f} (experiment {best.id}, {len(best.values)} runs; noise {state.noise.sigma:.4f})",
+    ]
+    lines += [f"  kept {e.id}: {e.hypothesis} ({e.delta:+.6f})" for e in done[1:] if e.status == "keep"]
+    return "\n".join(lines)
+
+
+def latest_tag() -> str:
+    """The tag whose journal changed last. Raises UserError when there is none."""
+    journals = sorted(NIGHTS.glob("*/journal.jsonl"), key=lambda path: path.stat().st_mtime)
+    if not journals:
+        raise UserError("there is no night yet; start one with: python agent_loop.py run --tag NAME")
+    return journals[-1].parent.name
+
+
+def tag_option(function: Callable) -> Callable:
+    return click.option("--tag", help="Name of the night.  [default: the latest, or today's date for a new one]")(
+        function
+    )
+
+
+def shared_options(function: Callable) -> Callable:
+    from lab.sandbox import KINDS
+
+    for option in (
+        click.option("--preset", help="Prepare and use this preset.  [default: what was prepared last]"),
+        click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Of training.  [default: 5]"),
+        click.option("--rigor", type=click.Choice(["full", "none"]), default="full", show_default=True,
+                     help="none is upstream's rule: keep whatever is lower once."),
+        click.option("--sandbox", type=click.Choice(["auto", *KINDS]), default="auto", show_default=True),
+        tag_option,
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+@click.group(help=__doc__.split("\n\n")[0])
+def command() -> None:
+    pass
+
+
+@command.command(help="Run experiments until morning, or go on with a night that was interrupted.")
+@shared_options
+@click.option("--agent", "kind", type=click.Choice(["auto", "hybrid", "search", "ollama", "command"]), default="auto",
+              show_default=True, help="Who proposes. auto: hybrid when a local model answers, else search.")  # fmt: skip
+@click.option("--model", default="", help="Ollama model.  [default: the most able one that fits]")
+@click.option("--command", "cli", default="", help="For --agent command: a coding CLI, run in a scratch folder.")
+@click.option("--llm-share", default=0.3, show_default=True, help="Of hybrid's proposals by the model, 0 to 1.")
+@click.option("--max-experiments", type=click.IntRange(min=0), help="Then stop.  [default: no bound]")
+@click.option("--until", help="Time of day at which no new experiment starts, like 07:00.")
+def run(kind: str, model: str, cli: str, llm_share: float, max_experiments: int | None, until: str | None,
+        tag: str | None, **options: Any) -> None:  # fmt: skip
+    tag = tag or f"{datetime.now():%b%d}".lower()
+    NIGHTS.mkdir(exist_ok=True)
+    (NIGHTS / tag).mkdir(exist_ok=True)
+    with lock(NIGHTS / tag / "lock"):
+        agent = choose_agent(kind, model, cli, llm_share)
+        stay_awake()
+        night = open_night(tag, **options)
+        night.agent, night.stop = agent, stopper(until)
+        say(f"night {tag}: agent {agent.name}, sandbox {night.bench.sandbox}, {night.task()}")
+        try:
+            say(f"ended: {night.go(max_experiments)}")
+        finally:
+            print(summary(night))
+            print(f"{night.folder}/results.tsv; go on with: python agent_loop.py run --tag {tag}")
+
+
+@command.command("try", help="Judge the change that you made to nights/TAG/worktree/train.py.")
+@shared_options
+@click.option("-m", "--message", required=True, help="What you changed and why, one line.")
+def try_command(message: str, tag: str | None, **options: Any) -> None:
+    tag = tag or latest_tag()
+    (NIGHTS / tag).mkdir(parents=True, exist_ok=True)
+    with lock(NIGHTS / tag / "lock"):
+        worktree = NIGHTS / tag / "worktree" / "train.py"
+        edited = worktree.read_text() if worktree.is_file() else None
+        night = open_night(tag, **options)
+        night.go(0)  # the baseline, and what a kill left unfinished
+        base = night.branch.source(night.journal.state.head())
+        if edited is None or edited == base:
+            raise UserError(f"nothing is changed in {worktree}; edit that file, then try again")
+        night.agent = Once(edited, message, night.settings, worktree)
+        night.go(1)
+        done = night.journal.state.experiments[-1]
+        print(f"{done.status}: {done.reason or done.hypothesis}")
+        print(summary(night))
+
+
+class Once:
+    """The agent of `try`: one proposal; when a check refuses it, the edit stays in the worktree to be mended."""
+
+    name = "external"
+
+    def __init__(self, source: str, message: str, settings: dict[str, Any], path: Path):
+        self.source, self.message, self.settings, self.path = source, message, settings, path
+
+    def propose(self, briefing: Briefing) -> Proposal:
+        if briefing.attempt:
+            self.path.write_text(self.source)
+            raise UserError(f"refused: {briefing.refused}; mend {self.path} and try again")
+        edit = describe(self.source, briefing.source, self.settings)
+        return Proposal(self.source, self.message, self.name, edit)
+
+    def tell(self, proposal: Proposal, outcome: Tried) -> None:
+        pass
+
+
+@command.command(help="What a night has found so far.")
+@tag_option
+def status(tag: str | None) -> None:
+    tag = tag or latest_tag()
+    night = Night(NIGHTS / tag, None, Journal(NIGHTS / tag), None, "full")
+    print(summary(night))
+
+
+@command.command(help="Train and score an experiment of a night again, with a new seed.")
+@tag_option
+@click.argument("number", type=click.IntRange(min=0))
+@click.option("--seed", type=click.IntRange(min=0), default=1000, show_default=True)
+def replay(tag: str | None, number: int, seed: int) -> None:
+    tag = tag or latest_tag()
+    with lock(NIGHTS / tag / "lock"):
+        night = open_night(tag, preset=None, minutes=None, rigor="full", sandbox="auto")
+        experiments = night.journal.state.experiments
+        if number >= len(experiments):
+            raise UserError(f"{tag} has no experiment {number}; the last is {len(experiments) - 1}")
+        chosen = experiments[number]
+        source = night.branch.source(chosen.commit)
+        night.bench.preflight(source)
+        result = night.bench.run(f"replay-{number}-{seed}", source, seed)
+        known = ", ".join(f"{value:.6f}" for value in chosen.values) or "none"
+        print(f"experiment {number}: {chosen.hypothesis}\nnow {result.val_bpb} ({result.status}); then {known}")
+
+
+if __name__ == "__main__":
+    guarded(command)

@@ -1,0 +1,166 @@
+"""What a language model answers, in three forms, and how an answer becomes a proposal or one short reason.
+
+- menu: JSON that picks one entry of a menu of constants and values; code writes the edit. For small models.
+- definition: one named function or class, whole, in a fenced block. From about 7 billion parameters.
+- replace: JSON with search/replace pairs, each of which must match once. From about 32 billion parameters.
+
+`schema` is what constrained decoding gets; `parse_answer` trusts none of it. Text is only ever parsed, never run.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+from lab.proposal import Proposal, check, describe, in_words
+from lab.source import (
+    Rejected,
+    constants,
+    is_definition,
+    one_line,
+    parse,
+    replace_definition,
+    search_replace,
+    set_constant,
+)
+from lab.space import coerce
+
+FORMS = ("menu", "definition", "replace")
+MAX_ANSWER = 200_000  # characters; more is a model that runs in circles
+MAX_PAIRS = 8  # search/replace pairs of one proposal
+REASON = {"type": "string", "maxLength": 160}
+THINKING = re.compile(r"<(think|thinking)>.*?(</\1>|\Z)", re.DOTALL)
+FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
+
+Menu = Mapping[str, Sequence[Any]]
+
+
+def schema(form: str, menu: Menu) -> dict[str, Any] | None:
+    """JSON schema of an answer, reason first so that it is thought of first; None where the answer is not JSON."""
+    if form == "menu":
+        change = {"type": "string", "enum": entries(menu)}
+        return _object(reason=REASON, change=change)
+    if form == "replace":
+        text = {"type": "string", "maxLength": 6000}
+        pairs = {"type": "array", "minItems": 1, "maxItems": MAX_PAIRS, "items": _object(search=text, replace=text)}
+        return _object(reason=REASON, edits=pairs)
+    return None
+
+
+def entries(menu: Menu) -> list[str]:
+    """The menu as the strings a model chooses from: "MATRIX_LR = 0.025"."""
+    return [f"{name} = {value!r}" for name, values in menu.items() for value in values]
+
+
+def parse_answer(
+    text: str,
+    form: str,
+    source: str,
+    settings: Mapping[str, Any],
+    menu: Menu,
+    *,
+    tried: AbstractSet[str] = frozenset(),
+    agent: str = "model",
+) -> Proposal:
+    """The checked proposal that an answer means. Raises Rejected, with one short reason, for every other answer.
+
+    `menu` holds the values on offer (form menu) or, as its keys, the definitions that may be replaced.
+    """
+    if len(text) > MAX_ANSWER:
+        raise Rejected(f"the answer is longer than {MAX_ANSWER // 1000} kB")
+    plain = THINKING.sub("", text.replace("\r\n", "\n").replace("\r", "\n")).strip()
+    if not plain:
+        raise Rejected("the answer is empty")
+    new, reason = {"menu": _pick, "definition": _define, "replace": _replace}[form](plain, source, settings, menu)
+    check(new, source, tried, settings)
+    edit = describe(new, source, settings)
+    return Proposal(new, reason or in_words(edit), agent, edit)
+
+
+def _pick(text: str, source: str, settings: Mapping[str, Any], menu: Menu) -> tuple[str, str]:
+    """The menu's entry that the answer names; a separate {"constant", "value"} is understood too."""
+    answer = _json_object(text)
+    change = answer.get("change")
+    if isinstance(change, str):
+        name, _, wanted = (part.strip() for part in change.partition("="))
+        values = [value for value in menu.get(name, ()) if repr(value) == wanted]
+    elif isinstance(answer.get("constant"), str):
+        name, wanted, block = answer["constant"], answer.get("value"), constants(source, settings)
+        values = [coerce(block[name], wanted)] if name in block else []
+        values = [value for value in values if value in menu.get(name, ())]
+    else:
+        raise Rejected('the answer names no "change"')
+    if not values:
+        raise Rejected(f"not on the menu: {one_line(f'{name} = {wanted}', 80)}")
+    return set_constant(source, name, values[0]), _reason(answer)
+
+
+def _define(text: str, source: str, settings: Mapping[str, Any], menu: Menu) -> tuple[str, str]:
+    """The one definition in the answer's fenced code, and the prose before it as the reason."""
+    blocks = FENCE.findall(text)
+    if not blocks and "```" in text:
+        raise Rejected("the fenced block is cut off")
+    if len(blocks) > 1:
+        raise Rejected(f"{len(blocks)} fenced blocks where one is asked for")
+    code = blocks[0] if blocks else text
+    body = parse(code).body
+    named = [node.name for node in body if is_definition(node)]
+    if len(body) != 1 or len(named) != 1:
+        raise Rejected("the code must be one function or class, alone")
+    if named[0] not in menu:
+        raise Rejected(f"replaces {one_line(named[0], 60)}, which was not asked for")
+    return replace_definition(source, named[0], code), text.partition("```")[0] if blocks else ""
+
+
+def _replace(text: str, source: str, settings: Mapping[str, Any], menu: Menu) -> tuple[str, str]:
+    """Search/replace pairs, each applied to what the ones before it left; none is skipped."""
+    answer = _json_object(text)
+    edits = answer.get("edits")
+    if not isinstance(edits, list) or not 1 <= len(edits) <= MAX_PAIRS:
+        raise Rejected(f'"edits" must be a list of 1 to {MAX_PAIRS} search/replace pairs')
+    for edit in edits:
+        search, replace = (edit.get(key) if isinstance(edit, dict) else None for key in ("search", "replace"))
+        if not isinstance(search, str) or not isinstance(replace, str):
+            raise Rejected('an edit must have the texts "search" and "replace"')
+        source = search_replace(source, search, replace)
+    return source, _reason(answer)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    """The JSON object in an answer: bare, fenced, or with prose around it."""
+    start, end = text.find("{"), text.rfind("}")
+    if start < 0 or end < start:
+        raise Rejected("the answer holds no JSON object" if start < 0 else "the JSON is cut off")
+    try:
+        answer = json.loads(
+            text[start : end + 1], object_pairs_hook=_no_duplicates, parse_constant=_no_constant, strict=False
+        )
+    except (ValueError, RecursionError) as error:
+        raise Rejected(f"not valid JSON: {one_line(str(error), 80)}") from None
+    return answer
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) < len(keys):
+        raise ValueError("a key stands twice")
+    return dict(pairs)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no value")
+
+
+def _reason(answer: Mapping[str, Any]) -> str:
+    reason = answer.get("reason")
+    return reason if isinstance(reason, str) else ""
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }

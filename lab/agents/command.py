@@ -1,0 +1,195 @@
+"""The agent that is any command: a coding CLI, or a script.
+
+The command runs in a scratch directory, a git repository of its own as such tools expect, that holds train.py,
+program.md and briefing.md; its changed train.py is the proposal. The hypothesis is read from hypothesis.txt, else
+from the last line that it printed. Any other changed file is refused by name (dot files are the tool's own
+business). It runs with the user's environment and rights, being the user's own tool; it is ended with all its
+children when its time is over or it has printed without end. A refused change goes back to it, twice at most.
+"""
+
+import contextlib
+import os
+import signal
+import stat
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO
+
+from lab.agents import Briefing, NoProposal, Tried
+from lab.errors import UserError
+from lab.files import sha256
+from lab.proposal import Proposal, check, describe, in_words
+from lab.source import MAX_BYTES, Rejected, one_line
+
+REPAIRS = 2  # times that a refused change goes back
+BRIEFING_TOKENS = 20_000
+MAX_OUTPUT = 10_000_000  # bytes printed; more is a tool that runs in circles
+GRACE_SECONDS = 5.0  # between the request to stop and the kill
+HYPOTHESIS = "hypothesis.txt"
+ALLOWED = ("train.py", HYPOTHESIS)
+TASK = """You are asked for one experiment. Edit train.py in this directory, and nothing else, so that the model
+reaches a lower val_bpb in the same time. Do not train: the laboratory runs and judges your train.py when you stop.
+Write one line on why it should help to hypothesis.txt.
+
+"""
+
+
+class Command:
+    """Proposals by `command`, which /bin/sh runs in the scratch directory, e.g. 'mytool "$(cat briefing.md)"'."""
+
+    name = "command"
+
+    def __init__(self, command: str, seconds: float = 600.0, say: Callable[[str], None] = lambda line: None) -> None:
+        if not command.strip():
+            raise UserError("the command agent needs a command; give one with --command")
+        self.command, self.seconds, self.say = command, seconds, say
+
+    def propose(self, briefing: Briefing) -> Proposal:
+        """Raises NoProposal when the command fails, runs out of time, or its last repair is refused too."""
+        for attempt in range(1 + REPAIRS):
+            with tempfile.TemporaryDirectory(prefix="autoresearch-", ignore_cleanup_errors=True) as folder:
+                scratch = Path(folder)
+                before = self._lay_out(scratch, briefing)
+                printed = self._run(scratch)
+                try:
+                    return self._read(scratch, before, printed, briefing)
+                except Rejected as reason:
+                    self.say(f"command, try {attempt + 1} of {1 + REPAIRS}: {reason}")
+                    kept = _text(scratch / "train.py", otherwise=briefing.source)
+                    briefing = replace(briefing, refused=str(reason), refused_source=kept)
+        raise NoProposal(f"the command's change was refused {1 + REPAIRS} times; the last: {briefing.refused}")
+
+    def tell(self, proposal: Proposal, outcome: Tried) -> None:
+        """Nothing to remember: the next briefing's history holds the outcome."""
+
+    def _lay_out(self, scratch: Path, briefing: Briefing) -> dict[str, str]:
+        """Write what the command may read; a repair finds its own train.py again. Returns the files' digests."""
+        files = {
+            "train.py": briefing.refused_source or briefing.source,
+            "program.md": briefing.program,
+            "briefing.md": TASK + briefing.render(BRIEFING_TOKENS, code=""),
+        }
+        for name, text in files.items():
+            (scratch / name).write_text(text, encoding="utf-8", newline="\n")
+        _commit(scratch)
+        return _digests(scratch)
+
+    def _run(self, scratch: Path) -> str:
+        """Run the command to its end, in a process group that is gone afterwards; the end of what it printed."""
+        with tempfile.TemporaryFile() as output:
+            process = subprocess.Popen(
+                ["/bin/sh", "-c", self.command],
+                cwd=scratch,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=_environment(),
+                start_new_session=True,
+            )
+            try:
+                reason = self._watch(process, output)
+            finally:
+                _end(process)
+            printed = _tail(output)
+        if reason or process.returncode:
+            reason = reason or f"ended with status {process.returncode}"
+            raise NoProposal(f"the command {reason}: {one_line(_last_line(printed), 120)}")
+        return printed
+
+    def _watch(self, process: subprocess.Popen, output: BinaryIO) -> str:
+        """Wait for the command; why it must be ended, or "" when it ended by itself."""
+        deadline = time.monotonic() + self.seconds
+        while process.poll() is None:
+            if time.monotonic() > deadline:
+                return f"took longer than {self.seconds:.0f} s"
+            if os.fstat(output.fileno()).st_size > MAX_OUTPUT:
+                return f"printed more than {MAX_OUTPUT // 10**6} MB"
+            time.sleep(0.05)
+        return ""
+
+    def _read(self, scratch: Path, before: dict[str, str], printed: str, briefing: Briefing) -> Proposal:
+        after = _digests(scratch)
+        names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+        others = [name for name in names if name not in ALLOWED]
+        if others:
+            raise Rejected(f"changes {one_line(', '.join(others), 120)}; only train.py may change")
+        source = _text(scratch / "train.py")
+        check(source, briefing.source, briefing.tried, briefing.settings)
+        edit = describe(source, briefing.source, briefing.settings)
+        hypothesis = _text(scratch / HYPOTHESIS, otherwise="").strip() or _last_line(printed) or in_words(edit)
+        return Proposal(source, hypothesis, self.name, edit)
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End the whole process group: asked first, killed after a grace; what it left behind is killed too."""
+    if process.poll() is None:
+        _signal(process, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_SECONDS)
+    _signal(process, signal.SIGKILL)
+    process.wait()
+
+
+def _signal(process: subprocess.Popen, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS answers EPERM for a group of zombies
+        os.killpg(process.pid, number)
+
+
+def _commit(scratch: Path) -> None:
+    """Make the directory a repository with one commit: several coding tools refuse to work outside one."""
+    name = ("-c", "user.name=autoresearch", "-c", "user.email=autoresearch@localhost", "-c", "commit.gpgsign=false")
+    for arguments in (("init", "-q"), ("add", "-A"), ("commit", "-q", "--no-verify", "-m", "incumbent")):
+        subprocess.run(["git", *name, *arguments], cwd=scratch, env=_environment(), check=True, capture_output=True)
+
+
+def _environment() -> dict[str, str]:
+    """The user's environment without git's own variables, which would point into another repository."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+
+
+def _digests(scratch: Path) -> dict[str, str]:
+    """Relative path -> what the file is and holds, dot files and Python's caches left out; links not followed."""
+    found = {}
+    for folder, folders, files in os.walk(scratch):
+        folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
+        for name in files:
+            path = Path(folder, name)
+            if not name.startswith("."):
+                found[str(path.relative_to(scratch))] = _digest(path)
+    return found
+
+
+def _digest(path: Path) -> str:
+    status = path.lstat()
+    plain = stat.S_ISREG(status.st_mode) and status.st_size <= MAX_OUTPUT
+    return sha256(path) if plain else f"{stat.filemode(status.st_mode)} {status.st_size}"
+
+
+def _text(path: Path, otherwise: str | None = None) -> str:
+    """A plain text file of reasonable size; `otherwise`, or Rejected, for anything else."""
+    try:
+        status = path.lstat()
+        if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_BYTES:
+            return path.read_bytes().decode("utf-8").replace("\r\n", "\n")
+        problem = "is no plain file" if not stat.S_ISREG(status.st_mode) else "is too long"
+    except FileNotFoundError:
+        problem = "is gone"
+    except UnicodeDecodeError:
+        problem = "is not UTF-8"
+    if otherwise is None:
+        raise Rejected(f"{path.name} {problem}")
+    return otherwise
+
+
+def _tail(output: BinaryIO, size: int = 20_000) -> str:
+    """The end of what was printed."""
+    output.seek(max(0, os.fstat(output.fileno()).st_size - size))
+    return output.read().decode("utf-8", "replace")
+
+
+def _last_line(printed: str) -> str:
+    return printed.strip().rpartition("\n")[2]

@@ -1,0 +1,242 @@
+"""The agent that asks a local model through Ollama, in the form of answer that its size was measured to manage.
+
+One proposal: choose the model (once a night), size the prompt to a context that stays the same all night, ask with a
+JSON schema, validate the answer as if there had been none, draw again with a new seed when it is unusable, unload
+the model and wait until it is gone, so that the experiment has the machine to itself. Errors are not sent back to
+the model: that mends few of them (7 of 82 measured) and another draw mends most. Whatever goes wrong ends in
+NoProposal, one line, and the sampler takes the slot; only a missing model at the start of the night is the user's.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lab.agents import BYTES_PER_TOKEN, Briefing, NoProposal, Tried
+from lab.agents.answers import FORMS, Menu, parse_answer, schema
+from lab.agents.ollama_client import Model, Server, Unusable, full_name
+from lab.errors import UserError
+from lab.machine import describe
+from lab.proposal import REQUIRED, Proposal
+from lab.source import Rejected, definition, is_definition, parse
+
+DRAWS = 4  # one, and three more with new seeds
+TEMPERATURE = 0.7
+PROMPT_TOKENS = {"menu": 2500, "definition": 4000, "replace": 16_000}  # at most; estimated on the long side
+ANSWER_TOKENS = {"menu": 200, "definition": 2000, "replace": 4000}  # num_predict
+THINKING_TOKENS = 4000  # more of them when the model is told to think
+SPARE_TOKENS = 256  # the chat template around the prompt
+DEFINITION_FROM, REPLACE_FROM = 6.5, 30.0  # billions of parameters from which code edits were seen to work
+MEMORY_SHARE = 0.7  # of the machine, for weights and context; the rest is the system's
+BYTES_PER_TOKEN_CUT = 6.0  # fewer prompt tokens than one per so many bytes: the server has cut the prompt
+DENSITY_SLACK = 1.5  # the same, against the tersest prompt of this form so far; a cut one is halved
+LONGEST_DEFINITION = 120  # lines
+
+SYSTEM = (
+    "You improve a small language model that trains for five minutes. You propose one experiment at a time; "
+    "it is run and judged by validation bits per byte (val_bpb, lower is better)."
+)
+ASK = {
+    "menu": "Choose the one change most likely to lower val_bpb, and not like those that failed. Answer in JSON: "
+    '"reason", one sentence on why it should help, then "change", one entry of the menu as NAME = value.',
+    "definition": "Write a better {name}. Keep its name and how it is called; use only names that it uses now, the "
+    "constants, or names of mlx. Answer with one sentence on why it should help, then the whole new definition of "
+    "{name}, and nothing else, in one ```python block.",
+    "replace": 'Propose one change to train.py. Answer in JSON: "reason", one sentence on why it should help, then '
+    '"edits", search/replace pairs. Each "search" is copied exactly from the file, with whole lines, and occurs '
+    "there once.",
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One form of answer asked for, and what it may touch."""
+
+    form: str
+    prompt: str
+    menu: Menu  # values on offer, or definitions by name
+
+
+class Ollama:
+    """A local model's proposals. `model` and `form` are chosen by what is installed and its size when empty."""
+
+    name = "ollama"
+
+    def __init__(
+        self,
+        model: str = "",
+        form: str = "",
+        seed: int = 0,
+        think: bool = False,
+        memory_gb: float = 0.0,  # for the model; 0: a share of this machine's
+        server: Server | None = None,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        if form and form not in FORMS:
+            raise UserError(f"unknown form of answer {form!r}; choose one of: {', '.join(FORMS)}")
+        self.server = server or Server(say=say)
+        self.wanted, self.form, self.seed, self.think = model, form, seed, think
+        self.memory_gb, self.say = memory_gb, say
+        self.model: Model | None = None
+        self._density: dict[str, float] = {}  # form -> most bytes per prompt token so far
+
+    def propose(self, briefing: Briefing) -> Proposal:
+        """Raises NoProposal, or UserError when no usable model is installed at the start."""
+        model = self.choose()
+        try:
+            question = self._question(briefing, model)
+            return self._draw(briefing, model, question)
+        except UserError as error:  # the model was removed during the night
+            self.model = None
+            raise NoProposal(str(error)) from None
+        finally:
+            if not self.server.unload(model.name):
+                self.say(f"{model.name} is still loaded: the next run shares the machine's memory with it")
+
+    def tell(self, proposal: Proposal, outcome: Tried) -> None:
+        """Nothing to remember: the next briefing's history holds the outcome."""
+
+    def choose(self) -> Model:
+        """The model of this night: the one asked for, else the most able one that fits."""
+        if self.model is None:
+            installed = [model for model in self.server.models() if model.completes]
+            self.model = self._wanted(installed) if self.wanted else self._most_able(installed)
+            self.say(f"asking {self.model.name}, answers in the form: {' or '.join(self._forms(self.model))}")
+        return self.model
+
+    def _wanted(self, installed: list[Model]) -> Model:
+        for model in installed:
+            if full_name(model.name) == full_name(self.wanted):
+                return model
+        raise UserError(f"the model {self.wanted} is not installed; run: ollama pull {self.wanted}")
+
+    def _most_able(self, installed: list[Model]) -> Model:
+        """The largest that fits; a coder counts twice its size."""
+        room = (self.memory_gb or describe()["memory_gb"] * MEMORY_SHARE) * 2**30
+        if not installed:
+            raise UserError("the Ollama server has no model; run: ollama pull qwen2.5-coder:1.5b")
+        fitting = [model for model in installed if model.bytes <= room or not self.server.local]
+        if not fitting:
+            smallest = min(installed, key=lambda model: model.bytes)
+            raise UserError(
+                f"no installed model fits {room / 2**30:.1f} GB (the smallest, {smallest.name}, needs "
+                f"{smallest.bytes / 2**30:.1f}); run: ollama pull qwen2.5-coder:1.5b"
+            )
+        return max(fitting, key=lambda m: (m.parameters * (2 if "code" in m.name.lower() else 1), m.name))
+
+    def _forms(self, model: Model) -> tuple[str, ...]:
+        """Forms of answer for a model of this size, smallest change first."""
+        if self.form:
+            return (self.form,)
+        if model.parameters >= REPLACE_FROM:
+            return ("replace",)
+        return ("menu", "definition") if model.parameters >= DEFINITION_FROM else ("menu",)
+
+    def _question(self, briefing: Briefing, model: Model) -> Question:
+        """What to ask this time; on a plateau code is changed where the model can."""
+        forms, menu = self._forms(model), briefing.menu()
+        draw = random.Random(f"{self.seed} {briefing.number} {briefing.attempt}")
+        form = forms[-1] if briefing.plateau else draw.choice(forms)
+        if form == "menu" and not menu:
+            if "definition" not in forms:
+                raise NoProposal("the menu of constants is empty")
+            form = "definition"
+        room = self._prompt_tokens(form, model)
+        if form == "menu":
+            return Question(form, _menu_prompt(briefing, menu, room), menu)
+        if form == "replace":
+            ask = ASK[form]
+            return Question(form, f"{briefing.render(room - _tokens(ask))}\n{ask}", {})
+        name = draw.choice(_targets(briefing.source))
+        ask = ASK[form].format(name=name)
+        names = f"The constants: {', '.join(briefing.constants())}."
+        text = briefing.render(room - _tokens(ask + names), definition(briefing.source, name))
+        return Question(form, f"{text}\n{names}\n{ask}", {name: ()})
+
+    def _draw(self, briefing: Briefing, model: Model, question: Question) -> Proposal:
+        """The first answer that passes every check. Raises NoProposal with the last refusal."""
+        reason = ""
+        for draw in range(DRAWS):
+            try:
+                text = self._ask(briefing, model, question, draw)
+                return parse_answer(
+                    text,
+                    question.form,
+                    briefing.source,
+                    briefing.settings,
+                    question.menu,
+                    tried=briefing.tried,
+                    agent=self.name,
+                )
+            except (Rejected, Unusable) as refusal:
+                reason = str(refusal)
+                self.say(f"{model.name}, draw {draw + 1} of {DRAWS}: {reason}")
+        raise NoProposal(f"{model.name} gave no usable answer in {DRAWS} draws; the last: {reason}")
+
+    def _ask(self, briefing: Briefing, model: Model, question: Question, draw: int) -> str:
+        form = question.form
+        context = self._context(model)
+        options = {
+            "num_ctx": context,
+            "num_predict": self._answer_tokens(form, model),
+            "temperature": TEMPERATURE,
+            "seed": random.Random(f"{self.seed} {briefing.number} {briefing.attempt} {draw}").randrange(2**31),
+        }
+        think = self.think if model.thinks else None  # sent to a model that cannot, it is refused
+        shape = schema(form, question.menu)
+        answer = self.server.ask(model.name, SYSTEM, question.prompt, options, shape, think)
+        self._refuse_truncation(model, question, answer.prompt_tokens, context)
+        return answer.text
+
+    def _refuse_truncation(self, model: Model, question: Question, counted: int | None, context: int) -> None:
+        """Raise NoProposal when the server read less than was sent: it says so nowhere."""
+        loaded = self.server.context(model.name)
+        if loaded is not None and loaded < context:
+            raise NoProposal(f"{model.name} was loaded with a context of {loaded} tokens where {context} are needed")
+        if counted is None:
+            return
+        density = len((SYSTEM + question.prompt).encode()) / counted
+        before = self._density.get(question.form, density)
+        if density > min(BYTES_PER_TOKEN_CUT, before * DENSITY_SLACK):
+            raise NoProposal(f"the server cut the prompt for {model.name}: it counted {counted} tokens of it")
+        self._density[question.form] = max(before, density)
+
+    def _context(self, model: Model) -> int:
+        """num_ctx: room for the longest prompt and answer of any form, the same all night, as a change reloads."""
+        needs = [PROMPT_TOKENS[form] + self._answer_tokens(form, model) for form in self._forms(model)]
+        size = -(-(max(needs) + SPARE_TOKENS) // 1024) * 1024
+        return min(size, model.context or size)
+
+    def _answer_tokens(self, form: str, model: Model) -> int:
+        return ANSWER_TOKENS[form] + (THINKING_TOKENS if self.think and model.thinks else 0)
+
+    def _prompt_tokens(self, form: str, model: Model) -> int:
+        """What the context leaves for a prompt of this form."""
+        left = self._context(model) - self._answer_tokens(form, model) - SPARE_TOKENS
+        return min(PROMPT_TOKENS[form], left)
+
+
+def _menu_prompt(briefing: Briefing, menu: Menu, room: int) -> str:
+    """Briefing, menu and question; the constants stand in the menu, so the code is left out."""
+    block = briefing.constants()
+    lines = [
+        f"{name} = {block[name].value!r} now ({block[name].comment}). Menu: {', '.join(map(repr, values))}"
+        for name, values in menu.items()
+    ]
+    tail = "\n".join(["## Menu", *lines, "", ASK["menu"]])
+    return f"{briefing.render(room - _tokens(tail), code='')}\n{tail}"
+
+
+def _targets(source: str) -> list[str]:
+    """Definitions that a model may rewrite: not what the laboratory calls, not what is too long to be shown."""
+    found = [
+        node.name
+        for node in parse(source).body
+        if is_definition(node) and node.name not in REQUIRED and node.end_lineno - node.lineno < LONGEST_DEFINITION
+    ]
+    if not found:
+        raise NoProposal("train.py has no definition that could be replaced")
+    return found
+
+
+def _tokens(text: str) -> int:
+    return int(len(text.encode()) / BYTES_PER_TOKEN) + 1

@@ -1,0 +1,224 @@
+"""Talking to an Ollama server so that nothing it does ends the night.
+
+Approach: the official client, every failure of it or of the network turned into one of three: `Unavailable` (down,
+slow to load, restarted, broken off: waiting may help), `Unusable` (this answer is worthless, the next may not be)
+and UserError (only the user can mend it). Waiting is bounded by `patience` seconds; a server that stayed away is
+then asked once per experiment, without waiting, until it is back. Not covered: Ollama's /v1 routes, which ignore
+num_ctx, and pulling models, which is the user's decision.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import httpx
+import ollama
+
+from lab.agents import NoProposal
+from lab.agents.answers import MAX_ANSWER
+from lab.errors import UserError
+from lab.source import one_line
+
+CONNECT_SECONDS = 5.0
+CONTROL_SECONDS = 30.0  # for every request but an answer
+UNLOAD_SECONDS = 60.0  # memory is released with a lag
+LONGEST_PAUSE = 30.0  # seconds between two tries while the server is away
+
+T = TypeVar("T")
+
+
+class Unavailable(Exception):
+    """The server cannot answer now; waiting may help."""
+
+
+class Away(Unavailable):
+    """Nothing listens at the server's address."""
+
+
+class Unusable(Exception):
+    """This answer is worthless; another draw may not be."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """An installed model."""
+
+    name: str
+    bytes: int  # of the weights
+    parameters: float  # billions; 0 when the server does not say
+    context: int  # tokens that the model was made for
+    thinks: bool  # can be told to think before it answers
+    completes: bool  # False: embeddings only
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    prompt_tokens: int | None  # as the server counted them; None when it does not say
+    tokens: int
+
+
+class Server:
+    """One Ollama server; `host` as in OLLAMA_HOST, which is honoured when it is empty."""
+
+    def __init__(
+        self,
+        host: str = "",
+        patience: float = 120.0,
+        answer_seconds: float = 300.0,  # loading the model and reading the prompt included
+        first_pause: float = 1.0,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        host = host or os.environ.get("OLLAMA_HOST", "") or "127.0.0.1:11434"
+        limits = [httpx.Timeout(seconds, connect=CONNECT_SECONDS) for seconds in (answer_seconds, CONTROL_SECONDS)]
+        try:
+            name = urlsplit(host if "//" in host else f"//{host}").hostname
+            self.local = name in ("127.0.0.1", "localhost", "::1", "0.0.0.0", None)
+            # A proxy from the environment is not meant for this machine's own server.
+            clients = [ollama.Client(host, timeout=limit, trust_env=not self.local) for limit in limits]
+        except (ValueError, httpx.InvalidURL):
+            raise UserError(f"OLLAMA_HOST is not an address: {host!r}; write it as 127.0.0.1:11434") from None
+        self.host, (self.client, self.control) = host, clients
+        self.patience, self.answer_seconds = patience, answer_seconds
+        self.first_pause, self.say = first_pause, say
+        self.asleep = False
+
+    def models(self) -> list[Model]:
+        """What is installed, with what each model can do."""
+        names = self._patiently(lambda: [entry for entry in self.control.list().models if entry.model])
+        return [self._patiently(lambda entry=entry: self._show(entry), entry.model) for entry in names]
+
+    def ask(
+        self,
+        model: str,
+        system: str,
+        prompt: str,
+        options: Mapping[str, Any],
+        schema: Mapping[str, Any] | None = None,
+        think: bool | None = None,
+    ) -> Answer:
+        """One streamed answer. Raises Unusable when it is cut, empty, endless or a broken request; NoProposal."""
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
+        request = {"messages": messages, "options": dict(options), "think": think, "format": schema}
+        return self._patiently(lambda: self._stream(model, request), model)
+
+    def context(self, model: str) -> int | None:
+        """Tokens of context that the loaded model really has; None when the server does not say."""
+        for entry in self._patiently(lambda: self.control.ps().models):
+            if full_name(entry.model or entry.name or "") == full_name(model):
+                return entry.context_length
+        return None
+
+    def unload(self, model: str) -> bool:
+        """Free the model's memory; True once /api/ps no longer lists it. A server that is away holds nothing."""
+        deadline, asked, pause = time.monotonic() + UNLOAD_SECONDS, False, min(0.25, self.first_pause)
+        while time.monotonic() < deadline:
+            try:
+                with _translated(model):
+                    if not asked:
+                        self.control.generate(model, "", keep_alive=0)
+                    asked = True
+                    loaded = [full_name(entry.model or entry.name or "") for entry in self.control.ps().models]
+                if full_name(model) not in loaded:
+                    return True
+            except (Away, UserError):  # the server, or the model itself, is gone
+                return True
+            except (Unavailable, Unusable) as error:
+                self.say(f"could not unload {model}: {error}; trying again")
+                pause = min(2 * pause, LONGEST_PAUSE)
+            time.sleep(pause)
+        return False
+
+    def _show(self, entry: Any) -> Model:
+        shown = self.control.show(entry.model)
+        info = shown.modelinfo or {}
+        contexts = [v for key, v in info.items() if key.endswith(".context_length") and isinstance(v, int)]
+        counted = info.get("general.parameter_count")
+        label = shown.details.parameter_size if shown.details else None
+        abilities = shown.capabilities
+        return Model(
+            name=entry.model,
+            bytes=int(entry.size or 0),
+            parameters=counted / 1e9 if isinstance(counted, int) else billions(label or ""),
+            context=max(contexts, default=0),
+            thinks="thinking" in (abilities or ()),
+            completes=abilities is None or "completion" in abilities,
+        )
+
+    def _stream(self, model: str, request: Mapping[str, Any]) -> Answer:
+        deadline = time.monotonic() + self.answer_seconds
+        text, size, last = [], 0, None
+        with contextlib.closing(self.client.chat(model, stream=True, **request)) as parts:
+            for part in parts:
+                text.append(part.message.content or "")
+                size += len(text[-1])
+                last = part
+                if size > MAX_ANSWER:
+                    raise Unusable(f"the answer is longer than {MAX_ANSWER // 1000} kB")
+                if time.monotonic() > deadline and not part.done:
+                    raise NoProposal(f"{model} gave no whole answer in {self.answer_seconds:.0f} s")
+        if last is None or not last.done:
+            raise Unavailable("the answer broke off")
+        if last.done_reason == "length":
+            raise Unusable("the answer was cut at its length limit")
+        return Answer("".join(text), last.prompt_eval_count or None, last.eval_count or 0)
+
+    def _patiently(self, call: Callable[[], T], model: str = "") -> T:
+        """`call()`, again with growing pauses while the server is unavailable. Raises NoProposal in the end."""
+        deadline = time.monotonic() + (0.0 if self.asleep else self.patience)
+        pause = self.first_pause
+        while True:
+            try:
+                with _translated(model):
+                    result = call()
+                break
+            except Unavailable as error:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    self.asleep = True
+                    raise NoProposal(f"the Ollama server at {self.host} is not available: {error}") from None
+                self.say(f"Ollama: {error}; trying again in {min(pause, left):.0f} s")
+                time.sleep(min(pause, left))
+                pause = min(2 * pause, LONGEST_PAUSE)
+        if self.asleep:
+            self.asleep = False
+            self.say(f"the Ollama server at {self.host} is back")
+        return result
+
+
+@contextlib.contextmanager
+def _translated(model: str) -> Iterator[None]:
+    """The client's and the network's exceptions as the three that this module knows."""
+    try:
+        yield
+    except ollama.ResponseError as error:
+        reason = one_line(str(error.error), 160)
+        if error.status_code == 404 and "model" in reason:
+            raise UserError(f"the model {model} is not installed; run: ollama pull {model}") from None
+        if 400 <= error.status_code < 500:
+            raise Unusable(f"the server refused the request: {reason}") from None
+        raise Unavailable(f"the server failed: {reason}") from None  # 5xx, or -1 in the middle of a stream
+    except (ConnectionError, httpx.ConnectError):  # the client's own wrapping, or the stream's bare one
+        raise Away("nothing answers there; start it with: ollama serve") from None
+    except (httpx.HTTPError, httpx.StreamError) as error:
+        reason = one_line(str(error), 100).partition(". ")[0]
+        raise Unavailable(reason or type(error).__name__) from None
+    except (ValueError, AttributeError, TypeError) as error:  # not the protocol: a proxy's page, half a line
+        raise Unavailable(f"the server answers nonsense ({type(error).__name__})") from None
+
+
+def full_name(name: str) -> str:
+    """The name with its tag: "llama3" is "llama3:latest"."""
+    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+
+
+def billions(label: str) -> float:
+    """Ollama's parameter_size in billions: "7.6B", "494.03M"; 0 when it is something else."""
+    with contextlib.suppress(ValueError):
+        if label[-1:].upper() in ("B", "M"):
+            return float(label[:-1]) / (1 if label[-1:].upper() == "B" else 1000)
+    return 0.0

@@ -1,0 +1,163 @@
+"""One training run of the loop: sandboxed training, then the score, then whether the machine behaved.
+
+What the child leaves in its run directory is not believed: before scoring, train.py and settings.json are put back as
+they were sent, and the score comes from a scorer of the loop's own checkout in a process of its own.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lab import machine, trial
+from lab.crash import Crash, read_bytes
+from lab.files import write_atomic
+from lab.sandbox import Policy
+from lab.trial import Limits
+
+MEMORY_SHARE = 0.7  # of the machine's memory that a run may take
+SLACK_SECONDS = 20.0  # beyond budget and twice the preflight, for starting and saving
+PREFLIGHT_SECONDS = 240.0  # a cold compile of every kernel included
+PREFLIGHT_STEPS = 2
+SLEPT_SECONDS = 5.0  # asleep for longer: the run does not count
+SLOW = 0.5  # of the night's usual matmul speed, before and after: the machine is not itself
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run. status: ok, crash, invalid (the machine's fault: run it again). val_bpb is None unless ok."""
+
+    status: str
+    val_bpb: float | None
+    memory_gb: float
+    minutes: float
+    reason: str
+
+
+@dataclass
+class Bench:
+    """Where runs happen: `folder` of the night, `worktree` with the source, `settings` as train.py reads them."""
+
+    folder: Path
+    worktree: Path
+    settings: dict[str, Any]
+    sandbox: str
+    preflight_seconds: float = 0.0
+    usual_speed: float = 0.0  # FLOP/s of the probe, the best so far
+
+    def preflight(self, source: str) -> str:
+        """Two real steps and one batch of the score. The reason why it failed, or "" ."""
+        run_dir = self._fresh("preflight")
+        outcome = self._train(run_dir, source, 0, PREFLIGHT_SECONDS, "--steps", str(PREFLIGHT_STEPS))
+        if outcome.status != "ok":
+            return f"{outcome.status}: {described(outcome.crash)}"
+        self.preflight_seconds = outcome.seconds
+        return self._score(run_dir, source, PREFLIGHT_STEPS, "--batches", "1").get("reason", "")
+
+    def run(self, name: str, source: str, seed: int) -> Measured:
+        """Train this source for the budget and score it."""
+        run_dir = self._fresh(name)
+        begun, asleep = time.monotonic(), self._asleep()
+        before = self._speed()
+        budget = self.settings["minutes"] * 60
+        outcome = self._train(run_dir, source, seed, budget + 2 * self.preflight_seconds + SLACK_SECONDS)
+        after = self._speed()
+        score = self._score(run_dir, source) if outcome.status == "ok" else {}
+        minutes = (time.monotonic() - begun) / 60
+        memory = outcome.peak_memory_mb / 1024
+        if spoiled := self._spoiled(self._asleep() - asleep, before, after, outcome.status):
+            return Measured("invalid", None, memory, minutes, spoiled)
+        if score.get("status") == "ok":
+            return Measured("ok", score["val_bpb"], memory, minutes, "")
+        reason = score.get("reason") or f"{outcome.status}: {described(outcome.crash)}"
+        return Measured("crash", None, memory, minutes, reason)
+
+    def _train(self, run_dir: Path, source: str, seed: int, seconds: float, *flags: str) -> trial.Outcome:
+        scratch = self.folder / "kernels"  # compiled kernels, shared by the trials and never by the scorer
+        scratch.mkdir(exist_ok=True)
+        sent = self._sent(run_dir.name, source, seed)
+        prepared = Path(self.settings["prepared"])
+        policy = Policy(
+            writable=(run_dir, scratch), readable=(self.worktree, prepared, sent), hidden=(prepared / "val.npy",)
+        )
+        env = os.environ | {"AUTORESEARCH_SETTINGS": str(sent / "settings.json"), "TMPDIR": str(scratch)}
+        command = [sys.executable, str(sent / "train.py"), "--run-dir", str(run_dir), "--no-score", *flags]
+        limits = Limits(seconds, int(machine.describe()["memory_gb"] * MEMORY_SHARE * 2**30))
+        return trial.run(command, run_dir, policy, limits, sandbox=self.sandbox, env=env)
+
+    def _sent(self, name: str, source: str, seed: int) -> Path:
+        """A folder with what the child reads: the source, its settings, and links to the pristine laboratory."""
+        sent = self.folder / "sent" / name
+        shutil.rmtree(sent, ignore_errors=True)
+        sent.mkdir(parents=True)
+        (sent / "train.py").write_text(source)
+        (sent / "settings.json").write_text(json.dumps(self.settings | {"seed": seed}))
+        for part in ("lab", "prepare.py", "presets"):
+            (sent / part).symlink_to(self.worktree / part)
+        return sent
+
+    def _score(self, run_dir: Path, source: str, steps: int | None = None, *flags: str) -> dict[str, Any]:
+        """score.json of a scorer in its own process; a scorer that was killed is started once more."""
+        write_atomic(run_dir / "train.py", source)
+        write_atomic(run_dir / "settings.json", json.dumps(self.settings | {"seed": 0, "steps": steps}))
+        command = [
+            sys.executable,
+            str(self.worktree / "prepare.py"),
+            "score",
+            str(run_dir),
+            "--sandbox",
+            self.sandbox,
+            *flags,
+        ]
+        for _ in range(2):
+            (run_dir / "score.json").unlink(missing_ok=True)
+            done = subprocess.run(command, capture_output=True, text=True, cwd=self.worktree)
+            if (run_dir / "score.json").is_file():
+                return json.loads((run_dir / "score.json").read_text())
+        line = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        return {"status": "rejected", "reason": f"no score: {line[:200]}"}
+
+    def _fresh(self, name: str) -> Path:
+        run_dir = self.folder / "runs" / name
+        shutil.rmtree(run_dir, ignore_errors=True)
+        run_dir.mkdir(parents=True)
+        return run_dir
+
+    def _speed(self) -> float:
+        speed = machine.matmul_peak("float32")
+        self.usual_speed = max(self.usual_speed, speed)
+        return speed
+
+    def _spoiled(self, slept: float, before: float, after: float, status: str) -> str:
+        """Why the run does not count, or "". A crash of its own counts however slow the machine was."""
+        if slept > SLEPT_SECONDS:
+            return f"the machine slept for {slept:.0f} s"
+        if status == "ok" and max(before, after) < SLOW * self.usual_speed:
+            return f"the machine ran at {100 * max(before, after) / self.usual_speed:.0f} % of its speed"
+        return ""
+
+    @staticmethod
+    def _asleep() -> float:
+        return machine.seconds_with_sleep() - time.perf_counter()
+
+
+def train_record(run_dir: Path) -> dict[str, Any]:
+    """What the child says of its training; {} when that cannot be read. For people to see, never for the verdict."""
+    try:
+        record = json.loads(read_bytes(run_dir / "train.json", 1 << 20))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def described(crash: Crash | None) -> str:
+    """A crash in one line."""
+    if crash is None:
+        return "ended from outside"
+    where = f" at train.py line {crash.line}: {crash.source}" if crash.line else ""
+    return f"{crash.type}: {crash.message}{where}"[:300]

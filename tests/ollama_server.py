@@ -1,0 +1,220 @@
+"""A loopback HTTP server that speaks Ollama's protocol, and misbehaves on demand.
+
+Real: sockets, HTTP, chunked NDJSON streams, error bodies and their statuses, /api/tags, /api/show, /api/ps,
+/api/chat (options, format, think, keep_alive, silent truncation to num_ctx), /api/generate for loading and unloading.
+Not real: the language model. What it says is the test's `answer(request)`, by default an entry of the schema's enum
+drawn by the request's seed. A fault is used up by one chat request, in order:
+
+    down      the connection is closed before any answer        500       an error body with that status
+    broken    closed in the middle of the stream                 error     an error object in the stream
+    garbage   a line that is no JSON                             list      a line that is JSON but no object
+    html      a proxy's page with status 200                     length    cut by num_predict
+    hang      nothing at all until the server stops              trickle   a token every 50 ms, for ever
+    empty     an answer without content                          endless   content without end
+    half      the prompt is cut to half and nobody says so
+"""
+
+import contextlib
+import json
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+BYTES_PER_TOKEN = 3.6
+CODER = {"parameters": 1_540_000_000, "size": 1_100_000_000, "context": 32_768, "capabilities": ["completion"]}
+
+
+def from_schema(request: dict[str, Any]) -> str:
+    """What constrained decoding would give: any value that the schema allows, by the request's seed."""
+    draw = random.Random(request["options"]["seed"])
+    change = request["format"]["properties"]["change"]["enum"]
+    return json.dumps({"reason": "the rate is too low", "change": draw.choice(change)})
+
+
+class OllamaServer:
+    """Serves from construction until `stop()`; `start()` serves again on the same port."""
+
+    def __init__(
+        self,
+        models: dict[str, dict[str, Any]] | None = None,
+        answer: Callable[[dict[str, Any]], str] = from_schema,
+        faults: tuple[str, ...] = (),
+    ) -> None:
+        self.models = {"qwen2.5-coder:1.5b": CODER} if models is None else models
+        self.answer, self.faults = answer, list(faults)
+        self.requests: list[tuple[str, dict[str, Any]]] = []
+        self.loaded: dict[str, int] = {}  # name -> num_ctx
+        self.unload_faults: list[str] = []  # "500" or "hang", used up by requests to unload
+        self.unload_lag = 0.0  # seconds for which /api/ps goes on listing an unloaded model
+        self.forced_context = 0  # what the server loads whatever num_ctx asks for
+        self.port = 0
+        self.start()
+
+    def start(self) -> None:
+        handler = type("Bound", (Handler,), {"hub": self})
+        self.stopping = threading.Event()
+        self.connections: list[socket.socket] = []
+        self.http = ThreadingHTTPServer(("127.0.0.1", self.port), handler)
+        self.http.daemon_threads = True
+        self.port = self.http.server_address[1]
+        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
+
+    def stop(self) -> None:
+        self.stopping.set()
+        self.http.shutdown()
+        self.http.server_close()
+        for connection in self.connections:  # kept-alive ones end with the server, as when a process ends
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        self.loaded.clear()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def chats(self) -> list[dict[str, Any]]:
+        """The chat requests that asked for an answer."""
+        return [body for path, body in self.requests if path == "/api/chat" and body.get("messages")]
+
+    def unload(self, name: str) -> None:
+        if self.unload_lag:
+            threading.Timer(self.unload_lag, self.loaded.pop, (name, None)).start()
+        else:
+            self.loaded.pop(name, None)
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: OllamaServer
+
+    def setup(self) -> None:
+        super().setup()
+        self.hub.connections.append(self.connection)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.hub.requests.append((self.path, {}))
+        if self.path == "/api/tags":
+            self.reply(200, {"models": [self.entry(name) for name in self.hub.models]})
+        elif self.path == "/api/ps":
+            loaded = dict(self.hub.loaded)
+            models = [self.entry(name) | {"size_vram": 0, "context_length": loaded[name]} for name in loaded]
+            self.reply(200, {"models": models})
+        else:
+            self.reply(404, "404 page not found")
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
+        self.hub.requests.append((self.path, body))
+        name = body.get("model", "")
+        name = name if ":" in name else f"{name}:latest"
+        if name not in self.hub.models:
+            self.reply(404, {"error": f"model '{name}' not found"})
+        elif self.path == "/api/show":
+            self.reply(200, self.shown(name))
+        elif self.path in ("/api/chat", "/api/generate"):
+            self.infer(name, body)
+        else:
+            self.reply(404, "404 page not found")
+
+    def entry(self, name: str) -> dict[str, Any]:
+        model = self.hub.models[name]
+        return {"name": name, "model": name, "size": model["size"], "digest": "0" * 64, "details": self.details(name)}
+
+    def details(self, name: str) -> dict[str, Any]:
+        size = f"{self.hub.models[name]['parameters'] / 1e9:.1f}B"
+        return {"format": "gguf", "family": "qwen2", "parameter_size": size, "quantization_level": "Q4_K_M"}
+
+    def shown(self, name: str) -> dict[str, Any]:
+        model = self.hub.models[name]
+        info = {
+            "general.architecture": "qwen2",
+            "general.parameter_count": model["parameters"],
+            "qwen2.context_length": model["context"],
+        }
+        return {"details": self.details(name), "model_info": info, "capabilities": model["capabilities"]}
+
+    def infer(self, name: str, body: dict[str, Any]) -> None:
+        if not (body.get("messages") or body.get("prompt")):
+            unloads = body.get("keep_alive") == 0
+            fault = self.hub.unload_faults.pop(0) if unloads and self.hub.unload_faults else ""
+            if fault == "500":
+                return self.reply(500, {"error": "server busy"})
+            if fault == "hang":
+                self.hub.stopping.wait()
+            self.hub.unload(name) if unloads else self.hub.loaded.setdefault(name, 4096)
+            reason = "unload" if unloads else "load"
+            return self.reply(200, {"model": name, "response": "", "done": True, "done_reason": reason})
+        if body.get("think") is not None and "thinking" not in self.hub.models[name]["capabilities"]:
+            return self.reply(400, {"error": f'"{name}" does not support thinking'})
+        fault = self.hub.faults.pop(0) if self.hub.faults else ""
+        if fault == "down":
+            self.connection.close()
+            self.close_connection = True
+        elif fault == "500":
+            self.reply(500, {"error": "llama runner process has terminated: exit status 2"})
+        elif fault == "html":
+            self.reply(200, "<html>Please log in</html>")
+        elif fault == "hang":
+            self.hub.stopping.wait()
+        else:
+            self.stream(self.lines(name, body, fault), broken=fault == "broken")
+
+    def lines(self, name: str, body: dict[str, Any], fault: str) -> Iterator[str]:
+        """The NDJSON lines of one answer."""
+        context = self.hub.forced_context or body["options"].get("num_ctx", 4096)
+        self.hub.loaded[name] = context
+        sent = int(sum(len(m["content"].encode()) for m in body["messages"]) / BYTES_PER_TOKEN)
+        counted = min(sent, context - 1) // (2 if fault == "half" else 1)
+
+        def say(text: str) -> str:
+            return json.dumps({"model": name, "message": {"role": "assistant", "content": text}, "done": False})
+
+        if fault in ("trickle", "endless"):
+            while not self.hub.stopping.is_set():
+                time.sleep(0.05 if fault == "trickle" else 0)
+                yield say("so " if fault == "trickle" else "so " * 5000)
+        text = "" if fault == "empty" else self.hub.answer(body)
+        middle = len(text) // 2
+        yield say(text[:middle])
+        if fault == "error":
+            yield json.dumps({"error": "an error was encountered while running the model: CUDA error"})
+        elif fault == "garbage":
+            yield "{half a li"
+        elif fault == "list":
+            yield "[1, 2]"
+        yield say(text[middle:])
+        last = {"done": True, "done_reason": "length" if fault == "length" else "stop"}
+        last |= {"prompt_eval_count": counted, "eval_count": len(text) // 4, "load_duration": 1}
+        yield json.dumps(json.loads(say("")) | last)
+
+    def stream(self, lines: Iterator[str], broken: bool) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "application/x-ndjson")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        try:
+            for line in lines:
+                data = line.encode() + b"\n"
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+                self.wfile.flush()
+                if broken:
+                    self.close_connection = True
+                    return
+            self.wfile.write(b"0\r\n\r\n")
+        except OSError:  # the client hung up, which cancels the answer
+            self.close_connection = True
+
+    def reply(self, status: int, content: Any) -> None:
+        data = content.encode() if isinstance(content, str) else json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "text/plain" if isinstance(content, str) else "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
