@@ -9,11 +9,12 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
+quote = '$(subst ','\'',$(1))'
 PREPARE_FLAGS := $(if $(VOCAB),--vocab $(VOCAB)) $(if $(SEQ),--seq $(SEQ)) \
-	$(if $(FILES),--files '$(FILES)') $(if $(VAL_FILES),--val-files '$(VAL_FILES)')
+	$(if $(FILES),--files $(call quote,$(FILES))) $(if $(VAL_FILES),--val-files $(call quote,$(VAL_FILES)))
 TRAIN_FLAGS := $(if $(MINUTES),--minutes $(MINUTES)) $(if $(STEPS),--steps $(STEPS)) $(if $(SEED),--seed $(SEED)) \
-	$(if $(RUN_DIR),--run-dir '$(RUN_DIR)')
-SAMPLE_FLAGS := $(if $(RUN),'$(RUN)') $(if $(PROMPT),--prompt '$(PROMPT)') $(if $(TOKENS),--tokens $(TOKENS)) \
+	$(if $(RUN_DIR),--run-dir $(call quote,$(RUN_DIR)))
+SAMPLE_FLAGS := $(if $(RUN),$(call quote,$(RUN))) $(if $(PROMPT),--prompt $(call quote,$(PROMPT))) $(if $(TOKENS),--tokens $(TOKENS)) \
 	$(if $(TEMPERATURE),--temperature $(TEMPERATURE)) $(if $(TOP_K),--top-k $(TOP_K)) \
 	$(if $(SEED),--seed $(SEED)) $(if $(COUNT),--count $(COUNT))
 
@@ -43,11 +44,11 @@ prepare: $(READY)  ## text and tokenizer (PRESET= VOCAB= SEQ= FILES= VAL_FILES=)
 	@$(PY) prepare.py --preset $(or $(PRESET),tinystories) $(PREPARE_FLAGS)
 
 train: $(READY)  ## five minutes, then val_bpb (with PRESET=: prepares first; MINUTES= STEPS= SEED= RUN_DIR=)
-	@$(if $(PRESET)$(FILES),$(PY) prepare.py --preset $(or $(PRESET),tinystories) $(PREPARE_FLAGS),:)
+	@$(if $(PRESET)$(FILES)$(VOCAB)$(SEQ),$(PY) prepare.py --preset $(or $(PRESET),tinystories) $(PREPARE_FLAGS),:)
 	@$(PY) train.py $(TRAIN_FLAGS)
 
 score: $(READY)  ## rescore a run (RUN=runs/...)
-	@$(PY) prepare.py score '$(or $(RUN),runs/latest)'
+	@$(PY) prepare.py score $(call quote,$(or $(RUN),runs/latest))
 
 sample: $(READY)  ## text from a checkpoint (RUN= PROMPT= TOKENS= TEMPERATURE= TOP_K= SEED= COUNT=)
 	@$(PY) prepare.py sample $(SAMPLE_FLAGS)

@@ -26,7 +26,10 @@ __all__ = ["SETTINGS", "execute"]  # noqa: F822 (SETTINGS is made when asked for
 
 def __getattr__(name: str) -> Any:
     if name == "SETTINGS":  # read when asked for, not when imported
-        return settings()
+        try:
+            return settings()
+        except UserError as error:  # train.py asks while it is imported, where nothing else would catch it
+            sys.exit(f"error: {error}")
     raise AttributeError(f"prepare has no {name}")
 
 
@@ -58,11 +61,11 @@ def prepare(preset_name: str, vocab: int | None, seq: int | None, files: str | N
 
     if val_files and not files:
         raise UserError("--val-files (VAL_FILES=) needs --files (FILES=)")
-    chosen = preset.override(preset.load(preset_name), vocab_size=vocab, sequence_length=seq)
+    chosen, tier = preset.adapt(preset.load(preset_name), machine.hardware())
+    chosen = preset.override(chosen, vocab_size=vocab, sequence_length=seq)
     if files:
         own = replace(chosen.data, source="files", train_files=_expand(files), val_files=_expand(val_files))
         chosen = replace(chosen, data=own)
-    chosen, tier = preset.adapt(chosen, machine.hardware())
     preset.validate(chosen, f"preset {preset_name} as asked for")
     with Bars() as progress:
         corpus = open_corpus(chosen.data, progress)

@@ -7,6 +7,7 @@ wins. Unknown keys, wrong types and impossible values are refused, naming file, 
 """
 
 import dataclasses
+import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,7 +144,10 @@ def load(name: str, folder: Path = FOLDER) -> Preset:
     where = f"presets/{path.name}"
     _refuse_unknown(where, content, [*SECTIONS, "hardware"])
     parts = {key: _section(where, key, kind, content.get(key, {})) for key, kind in SECTIONS.items()}
-    tiers = tuple(_tier(where, number, entry) for number, entry in enumerate(content.get("hardware", []), 1))
+    entries = content.get("hardware", [])
+    if not isinstance(entries, list):
+        raise UserError(f"{where}: hardware must be [[hardware]] tables")
+    tiers = tuple(_tier(where, number, entry) for number, entry in enumerate(entries, 1))
     preset = Preset(name, **parts, hardware=tiers)
     for index in range(-1, len(tiers)):
         validate(_apply(preset, tiers[index]) if index >= 0 else preset, where)
@@ -159,11 +163,11 @@ def adapt(preset: Preset, hardware: Hardware) -> tuple[Preset, str]:
 
 
 def override(preset: Preset, *, vocab_size: int | None = None, sequence_length: int | None = None) -> Preset:
-    """`preset` with another vocabulary or context; rows change so that a pass keeps its number of tokens."""
+    """`preset`, already adapted, with another vocabulary or context; a pass keeps its number of tokens."""
     if vocab_size is not None:
         preset = dataclasses.replace(preset, tokenizer=Tokenizer(vocab_size))
-    if sequence_length is not None and sequence_length > 0:
-        rows = max(1, preset.batch.rows * preset.task.sequence_length // sequence_length)
+    if sequence_length is not None:
+        rows = max(1, preset.batch.rows * preset.task.sequence_length // max(1, sequence_length))
         preset = dataclasses.replace(
             preset,
             task=dataclasses.replace(preset.task, sequence_length=sequence_length),
@@ -185,10 +189,23 @@ def to_dict(preset: Preset) -> dict[str, Any]:
 
 def validate(preset: Preset, where: str) -> None:
     """Refuse impossible values. Raises UserError naming the key and what would be possible."""
-    task, model, batch, rates = preset.task, preset.model, preset.batch, preset.optimizer
-    per_pass = batch.rows * task.sequence_length
+    data, task, model, batch, rates = preset.data, preset.task, preset.model, preset.batch, preset.optimizer
+    per_pass = max(1, batch.rows * task.sequence_length)
+    documents = data.val_documents
     rules = [
         (preset.data.source in ("hub", "stories", "files"), "data.source", "must be hub, stories or files"),
+        (
+            data.source != "hub" or (data.repo and data.train_files and data.val_files),
+            "data.repo, train_files and val_files",
+            'must be given with source = "hub"',
+        ),
+        (
+            documents == (0, 0) or (len(documents) == 2 and 0 <= documents[0] < documents[1]),
+            "data.val_documents",
+            "must be [first, end] with 0 <= first < end",
+        ),
+        (data.train_from >= 0, "data.train_from", "must not be negative"),
+        (data.text_field != "", "data.text_field", "must name a column"),
         (preset.data.train_bytes > 0 and preset.data.val_bytes > 0, "data.*_bytes", "must be positive"),
         (
             BYTES_VOCAB <= preset.tokenizer.vocab_size <= 2**16,
@@ -251,15 +268,20 @@ def _tier(where: str, number: int, entry: dict[str, Any]) -> Tier:
     where = f"{where}, hardware tier {number}"
     _refuse_unknown(where, entry, ["when", "set"])
     when, changes = entry.get("when", {}), entry.get("set", {})
+    for name, table in (("when", when), ("set", changes)):
+        if not isinstance(table, dict):
+            raise UserError(f"{where}: {name} must be a table of keys")
     _refuse_unknown(f"{where}, when", when, [f.name for f in dataclasses.fields(Hardware)])
     allowed = {f.name: f.type for part in TIERED for f in dataclasses.fields(SECTIONS[part])}
     for key in changes:
         if key not in allowed:
             raise UserError(f"{where} sets {key!r}; a tier may set only {', '.join(allowed)}")
     for key, value in when.items():
+        if key == "backend" and value not in ("metal", "cpu"):
+            raise UserError(f'{where}: backend must be "metal" or "cpu", not {value!r}')
         is_range = isinstance(value, list) and len(value) == 2 and all(isinstance(v, int | float) for v in value)
-        if not (isinstance(value, str) if key == "backend" else is_range):
-            raise UserError(f"{where}: {key} must be " + ('"metal" or "cpu"' if key == "backend" else "[low, high]"))
+        if key != "backend" and not (is_range and value[0] < value[1]):
+            raise UserError(f"{where}: {key} must be [low, high] with low < high, not {value!r}")
     return Tier(when, {key: _typed(where, key, allowed[key], value) for key, value in changes.items()})
 
 
@@ -292,6 +314,8 @@ def _typed(where: str, key: str, kind: Any, value: Any) -> Any:
         raise UserError(f"{where}: {key} must be a list of {inner.__name__}")
     if kind is float and type(value) is int:
         return float(value)
+    if kind is float and type(value) is float and not math.isfinite(value):
+        raise UserError(f"{where}: {key} must be a finite number, not {value}")
     if type(value) is not kind:
         raise UserError(f"{where}: {key} must be {kind.__name__}, not {type(value).__name__} {value!r}")
     return value

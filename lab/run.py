@@ -27,7 +27,7 @@ from lab.batches import Batches
 from lab.clock import Clock
 from lab.errors import UserError
 from lab.files import cache_root, write_atomic
-from lab.preset import from_dict, load
+from lab.preset import from_dict, load, to_dict
 from lab.shards import open_prepared
 from lab.show import LiveLine
 
@@ -44,7 +44,13 @@ def current_path() -> Path:
 def recorded() -> dict[str, Any] | None:
     """Settings of this process: $AUTORESEARCH_SETTINGS when set, else what was prepared last; None when nothing is."""
     path = Path(os.environ.get("AUTORESEARCH_SETTINGS") or current_path())
-    return json.loads(path.read_text()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text())
+        return record | {"preset": to_dict(from_dict(record["preset"])), "prepared": record["prepared"]}
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged; `make prepare` writes it anew") from None
 
 
 @cache
@@ -91,10 +97,10 @@ class Run:
         from mlx.utils import tree_flatten
 
         from lab.backend import BLAS, mx
-        from lab.score import LOGIT_BYTES
+        from lab.score import batch_rows
 
         length, dtype = self.preset.task.sequence_length, self.preset.model.dtype
-        rows = max(1, LOGIT_BYTES // (4 * length * self.vocab_size))
+        rows = batch_rows(length, self.vocab_size)
         logits = model(mx.zeros((rows, length), mx.int32))
         if logits.shape != (rows, length, self.vocab_size):
             raise UserError(f"build_model's logits have the shape {logits.shape}, not (B, T, vocab_size)")
@@ -186,6 +192,8 @@ def execute(experiment: Callable[[Run], Any], source: str) -> None:
     )
     @click.option("--score/--no-score", default=True, help="Score the checkpoint afterwards.")
     def command(minutes: float | None, steps: int | None, seed: int | None, run_dir: Path | None, score: bool) -> None:
+        if minutes is not None and not math.isfinite(minutes):
+            raise click.BadParameter(f"{minutes} is no number of minutes", param_hint="--minutes")
         record = recorded()
         if record is None:
             raise UserError("nothing is prepared yet; run `make prepare PRESET=offline` (no network) or another preset")

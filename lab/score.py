@@ -36,6 +36,7 @@ from lab.model_server import read_frame, write_frame
 from lab.shards import Prepared, open_prepared
 
 LOGIT_BYTES = 64 * 2**20  # of one batch of float32 logits: bounds the memory of the scoring
+BATCH_TOKENS = 4096  # of one batch at most: the probes cost seven batches
 TOLERANCE = 1e-3  # of a logit; the same kernels on the same shapes agree to the bit, so this is generous
 SECONDS = 900.0  # after which a model that still computes is ended
 ROOT = Path(__file__).resolve().parent.parent
@@ -156,7 +157,7 @@ def evaluate(
     bounds = document_starts(prepared.val, bos)
     index = pack(bounds, length).index
     rows = pack(bounds, length).take(prepared.val, bos)
-    batch = max(1, LOGIT_BYTES // (4 * length * model.vocab_size))
+    batch = batch_rows(length, model.vocab_size)
     probes = np.random.default_rng()  # unpredictable: an experiment cannot know which batches are probed
 
     inputs = [rows[at : at + batch, :-1] for at in range(0, len(rows), batch)][:batches]
@@ -193,6 +194,11 @@ def evaluate(
         "scored_tokens": scored_tokens,
         "documents": [[round(n, 4), int(b)] for n, b in zip(nats.tolist(), counted, strict=True)],
     }
+
+
+def batch_rows(length: int, vocab_size: int) -> int:
+    """Rows of `length` tokens in one batch of the scoring."""
+    return max(1, min(BATCH_TOKENS, LOGIT_BYTES // (4 * vocab_size)) // length)
 
 
 def bits_per_byte(nats: float, size: int) -> float:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1  # raise it when the same text would give other shards
 SHARD_BYTES = 8 * 2**20  # UTF-8 bytes of text per shard
-SAMPLE_BYTES = 16_000_000  # of text that the tokenizer learns from
+SAMPLE_BYTES = 8_000_000  # of text that the tokenizer learns from
 ENCODE_DOCUMENTS = 512  # documents per call of the tokenizer library
 
 PARTS = ("train", "val", "tokenizer")  # of a manifest; an experiment opens train alone: it cannot read val
@@ -91,13 +91,24 @@ class Prepared:
 
 def open_prepared(folder: Path, parts: tuple[str, ...] = PARTS) -> Prepared:
     """The data in `folder`, these parts checked. Raises UserError when one is incomplete or damaged."""
-    manifest = folder / "manifest.json"
-    if not manifest.is_file():
+    if not (folder / "manifest.json").is_file():
         raise UserError(f"nothing is prepared in {folder}; run `make prepare`")
-    prepared = Prepared(folder, json.loads(manifest.read_text()))
+    prepared = Prepared(folder, _manifest(folder))
     if damaged := prepared.damaged(parts):
         raise UserError(f"damaged in {folder}: {', '.join(damaged)}; `make prepare` rebuilds it")
     return prepared
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of `folder`. Raises UserError when it is damaged."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        listed = [*manifest["train"], manifest["val"], manifest["tokenizer"]]
+        if all({"name", "sha256"} <= entry.keys() for entry in listed) and "val_text_sha256" in manifest:
+            return manifest
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise UserError(f"damaged in {folder}: manifest.json; `make prepare` rebuilds it")
 
 
 def prepare(preset: Preset, corpus: "Corpus", progress: Progress) -> tuple[Prepared, list[str]]:
@@ -112,10 +123,15 @@ def prepare(preset: Preset, corpus: "Corpus", progress: Progress) -> tuple[Prepa
     with _locked(folder):
         rebuilt = []
         if (folder / "manifest.json").exists():
-            rebuilt = Prepared(folder, json.loads((folder / "manifest.json").read_text())).damaged()
+            try:
+                rebuilt = Prepared(folder, _manifest(folder)).damaged()
+            except UserError:
+                rebuilt = ["manifest.json"]
             if not rebuilt:
                 return open_prepared(folder), []
             (folder / "manifest.json").unlink()
+        for leftover in folder.glob(".*.tmp"):  # of a killed preparation
+            leftover.unlink()
         _build(folder, preset, corpus, decides, progress)
         return open_prepared(folder), rebuilt
 
@@ -132,7 +148,8 @@ def _build(folder: Path, preset: Preset, corpus: "Corpus", decides: dict[str, An
 
     val_texts = scored_documents(corpus.val(), preset.data.val_bytes)
     val = write_shard(folder, "val.npy", val_texts, tokenizer)
-    train = list(_write_train(folder, corpus.train(), preset.data.train_bytes, done, progress))
+    total = 0 if preset.data.source == "files" else preset.data.train_bytes  # own files may hold less
+    train = list(_write_train(folder, corpus.train(), total, done, progress))
     if not train:
         raise UserError("the source has no training documents; name other files with FILES=")
     manifest = {
@@ -206,9 +223,9 @@ def _write_train(
             name = f"train-{number:05d}.npy"
             pending.append(done[name] if name in done else pool.submit(_work, folder, name, texts))
             read += size
-            if len(pending) > 2 * workers:
+            if len(pending) > workers + 1:
                 yield finished()
-            progress("tokenizing", read, max(total, read))
+            progress("tokenizing", read, total)
         while pending:
             yield finished()
     progress("tokenizing", read, read)

@@ -44,7 +44,7 @@ class Bars:
             self.progress.update(self.tasks[label], completed=done, total=total or None)
         elif label not in self.last or time.monotonic() - self.last[label] >= LOG_SECONDS:
             self.last[label] = time.monotonic()
-            amount = f" {done / 1e6:.1f} of {total / 1e6:.1f} MB" if total else ""
+            amount = f" {done / 1e6:.1f} of {total / 1e6:.1f} MB" if total else f" {done / 1e6:.1f} MB" if done else ""
             print(f"{label}{amount}", file=self.stream, flush=True)
 
 
