@@ -18,7 +18,12 @@ SAMPLE_FLAGS := $(if $(RUN),$(call quote,$(RUN))) $(if $(PROMPT),--prompt $(call
 	$(if $(TEMPERATURE),--temperature $(TEMPERATURE)) $(if $(TOP_K),--top-k $(TOP_K)) \
 	$(if $(SEED),--seed $(SEED)) $(if $(COUNT),--count $(COUNT))
 
-.PHONY: help setup prepare train score sample test lint format lock clean
+AGENT_FLAGS := $(if $(PRESET),--preset $(PRESET)) $(if $(AGENT),--agent $(AGENT)) $(if $(MODEL),--model $(MODEL)) \
+	$(if $(TAG),--tag $(TAG)) $(if $(EXPERIMENTS),--max-experiments $(EXPERIMENTS)) \
+	$(if $(UNTIL),--until $(UNTIL)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(LLM_SHARE),--llm-share $(LLM_SHARE)) \
+	$(if $(COMMAND),--command $(call quote,$(COMMAND))) $(if $(SANDBOX),--sandbox $(SANDBOX)) $(if $(RIGOR),--rigor $(RIGOR))
+
+.PHONY: help setup prepare train agent status score sample test lint format lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -47,14 +52,20 @@ train: $(READY)  ## five minutes, then val_bpb (with PRESET=: prepares first; MI
 	@$(if $(PRESET)$(FILES)$(VOCAB)$(SEQ),$(PY) prepare.py --preset $(or $(PRESET),tinystories) $(PREPARE_FLAGS),:)
 	@$(PY) train.py $(TRAIN_FLAGS)
 
+agent: $(READY)  ## the night (PRESET= AGENT= MODEL= COMMAND= TAG= EXPERIMENTS= UNTIL= MINUTES= LLM_SHARE= SANDBOX= RIGOR=)
+	@$(PY) agent_loop.py run $(AGENT_FLAGS)
+
+status: $(READY)  ## what the latest night, or TAG=, has found
+	@$(PY) agent_loop.py status $(if $(TAG),--tag $(TAG))
+
 score: $(READY)  ## rescore a run (RUN=runs/...)
 	@$(PY) prepare.py score $(call quote,$(or $(RUN),runs/latest))
 
 sample: $(READY)  ## text from a checkpoint (RUN= PROMPT= TOKENS= TEMPERATURE= TOP_K= SEED= COUNT=)
 	@$(PY) prepare.py sample $(SAMPLE_FLAGS)
 
-test: $(READY)  ## the tests, a few minutes
-	@$(PY) -m pytest $(ARGS)
+test: $(READY)  ## the tests, a few minutes (ARGS='tests/test_score.py -x')
+	@$(PY) -m pytest -n 2 $(ARGS)
 
 lint: $(READY)  ## style and format, nothing is changed
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .

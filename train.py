@@ -277,12 +277,11 @@ def schedule(progress: float) -> tuple[float, float]:
     return rate, WEIGHT_DECAY * (1 - progress)
 
 
-def make_step(model: nn.Module, optimizer: MuonAdamW):
-    """The whole step, compiled: step(inputs, targets, rate, decay) -> loss; inputs (passes, rows, T) int32."""
+def make_step(model: nn.Module, optimizer: MuonAdamW, compiled: bool):
+    """The whole step: step(inputs, targets, rate, decay) -> loss; inputs (passes, rows, T) int32; and its state."""
     loss_and_gradients = nn.value_and_grad(model, loss_function)
     state = [model.state, optimizer.state]
 
-    @partial(mx.compile, inputs=state, outputs=state)
     def step(inputs: mx.array, targets: mx.array, rate: mx.array, decay: mx.array) -> mx.array:
         passes = len(inputs)
         loss, gradients = loss_and_gradients(model, inputs[0], targets[0])
@@ -294,7 +293,7 @@ def make_step(model: nn.Module, optimizer: MuonAdamW):
         optimizer.update(model, gradients, rate, decay)
         return loss / passes
 
-    return step, state
+    return (mx.compile(step, inputs=state, outputs=state) if compiled else step), state
 
 
 def main(run) -> nn.Module:
@@ -303,7 +302,8 @@ def main(run) -> nn.Module:
     optimizer = MuonAdamW(model)
     passes = TOKENS_PER_STEP // (ROWS * SEQUENCE_LENGTH)
     batches = run.batches(ROWS)
-    step, state = make_step(model, optimizer)
+    # On the CPU compiling gains nothing (1.91 against 1.86 s a step) and costs a minute of g++ for new constants.
+    step, state = make_step(model, optimizer, compiled=mx.metal.is_available())
     run.begin(model, flops_per_token=flops_per_token(model), depth=DEPTH, width=WIDTH, tokens_per_step=TOKENS_PER_STEP)
 
     def next_batch() -> tuple[mx.array, mx.array]:

@@ -21,7 +21,7 @@ from lab.sandbox import Policy
 from lab.trial import Limits
 
 MEMORY_SHARE = 0.7  # of the machine's memory that a run may take
-SLACK_SECONDS = 20.0  # beyond budget and twice the preflight, for starting and saving
+SLACK_SECONDS = 10.0  # beyond budget and twice the preflight, for starting and saving
 PREFLIGHT_SECONDS = 240.0  # a cold compile of every kernel included
 PREFLIGHT_STEPS = 2
 SLEPT_SECONDS = 5.0  # asleep for longer: the run does not count
