@@ -12,6 +12,8 @@ READY := $(VENV)/.ready
 quote = '$(subst ','\'',$(1))'
 PREPARE_FLAGS := $(if $(VOCAB),--vocab $(VOCAB)) $(if $(SEQ),--seq $(SEQ)) \
 	$(if $(FILES),--files $(call quote,$(FILES))) $(if $(VAL_FILES),--val-files $(call quote,$(VAL_FILES)))
+PREPARE = $(PY) prepare.py --preset $(or $(PRESET),tinystories) $(PREPARE_FLAGS)
+CURRENT := $(or $(AUTORESEARCH_CACHE),$(HOME)/.cache/autoresearch)/current.json
 TRAIN_FLAGS := $(if $(MINUTES),--minutes $(MINUTES)) $(if $(STEPS),--steps $(STEPS)) $(if $(SEED),--seed $(SEED)) \
 	$(if $(RUN_DIR),--run-dir $(call quote,$(RUN_DIR)))
 SAMPLE_FLAGS := $(if $(RUN),$(call quote,$(RUN))) $(if $(PROMPT),--prompt $(call quote,$(PROMPT))) $(if $(TOKENS),--tokens $(TOKENS)) \
@@ -46,13 +48,14 @@ $(READY): requirements.txt
 	@touch $@
 
 prepare: $(READY)  ## text and tokenizer (PRESET= VOCAB= SEQ= FILES= VAL_FILES=)
-	@$(PY) prepare.py --preset $(or $(PRESET),tinystories) $(PREPARE_FLAGS)
+	@$(PREPARE)
 
 train: $(READY)  ## five minutes, then val_bpb (with PRESET=: prepares first; MINUTES= STEPS= SEED= RUN_DIR=)
-	@$(if $(PRESET)$(FILES)$(VOCAB)$(SEQ),$(PY) prepare.py --preset $(or $(PRESET),tinystories) $(PREPARE_FLAGS),:)
+	@$(if $(PRESET)$(FILES)$(VOCAB)$(SEQ),,[ -f "$(CURRENT)" ] ||) $(PREPARE)
 	@$(PY) train.py $(TRAIN_FLAGS)
 
 agent: $(READY)  ## the night (PRESET= AGENT= MODEL= COMMAND= TAG= EXPERIMENTS= UNTIL= MINUTES= LLM_SHARE= SANDBOX= RIGOR=)
+	@$(if $(PRESET),:,[ -f "$(CURRENT)" ] || $(PREPARE))
 	@$(PY) agent_loop.py run $(AGENT_FLAGS)
 
 status: $(READY)  ## what the latest night, or TAG=, has found
@@ -65,7 +68,7 @@ sample: $(READY)  ## text from a checkpoint (RUN= PROMPT= TOKENS= TEMPERATURE= T
 	@$(PY) prepare.py sample $(SAMPLE_FLAGS)
 
 test: $(READY)  ## the tests, a few minutes (ARGS='tests/test_score.py -x')
-	@$(PY) -m pytest -n 2 $(ARGS)
+	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(READY)  ## style and format, nothing is changed
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .

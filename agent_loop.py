@@ -267,8 +267,8 @@ def night_settings(folder: Path, preset: str | None, minutes: float | None) -> d
         settings = json.loads(path.read_text())
         if (preset and preset != settings["preset"]["name"]) or (minutes and minutes != settings["minutes"]):
             raise UserError(
-                f"{folder.name} has preset {settings['preset']['name']} and {settings['minutes']:g} minutes; leave them "
-                "out to go on with it, or choose another --tag"
+                f"{folder.name} has preset {settings['preset']['name']} and {settings['minutes']:g} minutes; leave "
+                "them out to go on with it, or choose another --tag"
             )
         return settings
     if preset:
@@ -387,8 +387,14 @@ def command() -> None:
 
 @command.command(help="Run experiments until morning, or go on with a night that was interrupted.")
 @shared_options
-@click.option("--agent", "kind", type=click.Choice(["auto", "hybrid", "search", "ollama", "command"]), default="auto",
-              show_default=True, help="Who proposes. auto: hybrid when a local model answers, else search.")  # fmt: skip
+@click.option(
+    "--agent",
+    "kind",
+    type=click.Choice(["auto", "hybrid", "search", "ollama", "command"]),
+    default="auto",
+    show_default=True,
+    help="Who proposes. auto: hybrid when a local model answers, else search.",
+)
 @click.option("--model", default="", help="Ollama model.  [default: the most able one that fits]")
 @click.option("--command", "cli", default="", help="For --agent command: a coding CLI, run in a scratch folder.")
 @click.option("--llm-share", default=0.3, show_default=True, help="Of hybrid's proposals by the model, 0 to 1.")

@@ -58,7 +58,7 @@ def _linux_facts() -> dict[str, str | int | float]:
     }
 
 
-def matmul_peak(dtype_name: str, repeats: int = 5) -> float:
+def matmul_peak(dtype_name: str, repeats: int = 20) -> float:
     """FLOP/s of a warmed square matmul in this dtype, the best of `repeats`: the peak that MFU is measured against."""
     from lab.backend import mx
 

@@ -116,7 +116,7 @@ class Bench:
         ]
         for _ in range(2):
             (run_dir / "score.json").unlink(missing_ok=True)
-            done = subprocess.run(command, capture_output=True, text=True, cwd=self.worktree)
+            done = subprocess.run(command, capture_output=True, text=True, cwd=self.worktree, start_new_session=True)
             if (run_dir / "score.json").is_file():
                 return json.loads((run_dir / "score.json").read_text())
         line = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]

@@ -5,8 +5,10 @@ from text, even by a text that contains its name. Every token knows its raw byte
 decoded text, because a token that is not valid UTF-8 on its own would decode to the three bytes of U+FFFD.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,11 @@ BOS = "<|bos|>"
 # GPT-4's split (contractions, words, numbers, punctuation, blanks) with numbers of at most two digits: a small
 # vocabulary has no room for a thousand three-digit numbers.
 SPLIT = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+
+ASCII_SPLIT = re.compile(  # the same split of ASCII text, for Python's own engine
+    SPLIT.replace(r"\p{L}\p{N}]", "A-Za-z0-9]").replace(r"\p{L}", "[A-Za-z]").replace(r"\p{N}", "[0-9]"), re.ASCII
+)
+WORDS = 200_000  # distinct words that are remembered
 
 
 def byte_alphabet() -> list[str]:
@@ -39,6 +46,7 @@ class Tokenizer:
         self.vocab_size = inner.get_vocab_size()
         self.bos = inner.token_to_id(BOS)
         self.is_bytes = self.vocab_size == BYTES_VOCAB + 1
+        self._words: dict[str, tuple[int, ...]] = {}  # what was seen so far -> ids
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
@@ -56,12 +64,27 @@ class Tokenizer:
         if self.is_bytes:
             raw = [np.frombuffer(text.encode(), np.uint8) for text in texts]
         else:
-            raw = [e.ids for e in self.inner.encode_batch_fast(texts, add_special_tokens=False)]
+            raw = self._encode_plain([text for text in texts if text.isascii()])
+            others = iter(self._encode_library([text for text in texts if not text.isascii()]))
+            plain = iter(raw)
+            raw = [next(plain if text.isascii() else others) for text in texts]
         arrays = [np.empty(len(ids) + 1, np.uint16) for ids in raw]
         for array, ids in zip(arrays, raw, strict=True):
             array[0] = self.bos
             array[1:] = ids
         return arrays
+
+    def _encode_library(self, texts: Sequence[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self.inner.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _encode_plain(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The same for ASCII texts, three times as fast: the library sees every distinct word once."""
+        split = [ASCII_SPLIT.findall(text) for text in texts]
+        if len(self._words) > WORDS:
+            self._words.clear()
+        new = list(set(chain.from_iterable(split)) - self._words.keys())
+        self._words |= zip(new, map(tuple, self._encode_library(new)), strict=True)
+        return [np.fromiter(chain.from_iterable(map(self._words.__getitem__, words)), np.uint16) for words in split]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of these tokens, special tokens left out; bytes that are not UTF-8 become U+FFFD."""

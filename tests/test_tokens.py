@@ -155,3 +155,20 @@ def test_a_damaged_tokenizer_is_refused_in_one_line(tmp_path, content):
         path.write_text(content)
     with pytest.raises(UserError, match=r"^cannot read the tokenizer .*tokenizer\.json .*run `make prepare` again$"):
         Tokenizer.load(path)
+
+
+def test_the_fast_path_for_ascii_is_the_library_to_the_id(bpe):
+    """Every ASCII character beside every other, random runs of them, and real stories."""
+    draw = np.random.default_rng(0)
+    ascii_characters = [chr(i) for i in range(128)]
+    pairs = ["".join(a + b for b in ascii_characters) for a in ascii_characters]
+    weighted = [*"  \n\n\r\t''\"\"..,!?aaeest012 \x1c\x1f\x0b\x0c", "'re", "'LL", "don't", "  "]
+    random = ["".join(draw.choice(weighted, 300)) for _ in range(300)]
+    for text in [*pairs, *random, *documents(50)]:
+        fast = bpe.encode([text])[0][1:].tolist()
+        assert fast == bpe.inner.encode(text, add_special_tokens=False).ids, repr(text)
+
+
+def test_ascii_and_other_texts_keep_their_order(bpe):
+    texts = ["plain", "naïve", "", "plain again", "Ünder", "x"]
+    assert [bpe.decode(ids) for ids in bpe.encode(texts)] == texts

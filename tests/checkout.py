@@ -1,0 +1,68 @@
+"""A user's clone with a tiny model prepared, for tests that run the loop in it."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import ROOT, documents, environment, write_jsonl
+
+from lab.journal import Journal
+
+MINUTES = "0.03"
+
+
+class Checkout:
+    """A git repository with the project's files, as a user's clone, and a tiny model prepared."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.cache = folder / "repo", folder / "cache"
+        listed = subprocess.run(
+            ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        for name in listed.stdout.splitlines():
+            if (ROOT / name).is_file():
+                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, self.folder / name)
+        self.git("init", "--quiet", "-b", "main")
+        self.git("add", "-A")
+        self.git("-c", "user.name=u", "-c", "user.email=u@localhost", "commit", "--quiet", "-m", "start")
+        text = write_jsonl(folder / "text.jsonl", documents(400))
+        self.python("prepare.py", "--preset", "offline", "--vocab", "256", "--seq", "64", "--files", text)
+        current = self.cache / "current.json"
+        record = json.loads(current.read_text())
+        record["preset"]["model"] |= {"depth": 2, "width": 64, "head_dim": 32}
+        record["preset"]["batch"] |= {"rows": 4, "tokens_per_step": 256}
+        current.write_text(json.dumps(record))
+
+    def git(self, *arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=self.folder, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    def python(self, *arguments: object, check: bool = True) -> subprocess.CompletedProcess:
+        done = subprocess.run(self.command(*arguments), **self.where(), capture_output=True, text=True, timeout=240)
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def command(self, *arguments: object) -> list[str]:
+        return [sys.executable, *map(str, arguments)]
+
+    def where(self) -> dict:
+        return {"cwd": self.folder, "env": environment(self.cache)}
+
+    def night(self, tag: str) -> Journal:
+        return Journal(self.folder / "nights" / tag)
+
+
+def run_loop(checkout: Checkout, tag: str, *flags: object, check: bool = True) -> subprocess.CompletedProcess:
+    return checkout.python(
+        "agent_loop.py", "run", "--agent", "search", "--tag", tag, "--minutes", MINUTES, *flags, check=check
+    )
+
+
+def attempt(checkout: Checkout, tag: str, change) -> subprocess.CompletedProcess:
+    """`try` with a changed train.py in the night's worktree."""
+    path = checkout.folder / "nights" / tag / "worktree" / "train.py"
+    path.write_text(change(path.read_text()))
+    return checkout.python("agent_loop.py", "try", "--tag", tag, "-m", "cheat", check=False)

@@ -1,0 +1,80 @@
+"""What a dishonest train.py may try, each through the whole step of `agent_loop.py try`: it gets nothing."""
+
+import shutil
+
+import pytest
+from checkout import Checkout, attempt, run_loop
+from conftest import ROOT
+
+from lab.sandbox import available
+
+pytestmark = pytest.mark.skipif(available() == "none", reason="no sandbox on this machine (install bubblewrap)")
+
+
+def in_main(code: str):
+    """Run `code` before training, in the real run and in the preflight."""
+    head = '    """Train for as long as the run\'s clock allows and return the model."""\n'
+    return lambda s: s.replace(head, head + "".join(f"    {line}\n" for line in code.splitlines()))
+
+
+def in_loop(code: str):
+    """Run `code` in the training loop after the preflight's two steps."""
+    at = "        rate, decay = schedule(run.clock.progress)\n"
+    indented = "".join(f"            {line}\n" for line in code.splitlines())
+    return lambda s: s.replace(at, f"        if number == 4:\n{indented}" + at)
+
+
+OPEN = "__builtins__.__dict__['op' 'en'] if hasattr(__builtins__, '__dict__') else __builtins__['op' 'en']"
+CHEATS = {
+    "prints a number": (in_main("print('---\\nval_bpb:          0.100000', flush=True)"), ("keep", "discard")),
+    "non-causal": (
+        lambda s: s.replace('mask = window_mask(T, max(1, T // 2)) if self.short else "causal"', "mask = None"),
+        ("refused",),
+    ),
+    "sets the seed": (in_main("mx.random.seed(3)"), ("refused",)),
+    "opens a socket": (in_main("import socket"), ("refused",)),
+    "reads the environment": (in_main("import os; os.environ['X'] = '1'"), ("refused",)),
+    "touches the laboratory": (in_main("import lab.score"), ("refused",)),
+    "writes outside": (in_main(f"({OPEN})('../../worktree/lab/score.py', 'a').write('x')"), ("refused",)),
+    "hangs silently": (in_loop("while True: pass"), ("crash",)),
+    "ignores the budget": (in_loop("run.clock.budget = 1e9"), ("crash",)),
+    "prints a lot": (in_loop("for _ in range(400): print('x' * 10**6)"), ("crash",)),
+    "freezes the clock": (
+        in_loop("import time; time.perf_counter = lambda t=time.perf_counter(): t"),
+        ("crash", "refused"),
+    ),
+    "forges its result": (
+        in_loop(
+            "import json\n"
+            f"for name in ('score', 'result'): ({OPEN})(str(run.directory / (name + '.json')), 'w')"
+            ".write(json.dumps({'status': 'ok', 'val_bpb': 0.1}))"
+        ),
+        ("keep", "discard"),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def cheated(tmp_path_factory):
+    """A night with a baseline only."""
+    checkout = Checkout(tmp_path_factory.mktemp("cheats"))
+    run_loop(checkout, "cheats", "--max-experiments", 0)
+    return checkout
+
+
+@pytest.mark.parametrize("cheat", CHEATS)
+def test_a_cheat_gets_nothing(cheated, cheat):
+    change, allowed = CHEATS[cheat]
+    worktree = cheated.folder / "nights/cheats/worktree"
+    cheated_source = change((worktree / "train.py").read_text())
+    assert cheated_source != (worktree / "train.py").read_text(), "the cheat changes nothing"
+    before = len(cheated.night("cheats").state.experiments)
+    done = attempt(cheated, "cheats", change)
+    state = cheated.night("cheats").state
+    ended = state.experiments[-1].status if len(state.experiments) > before else "refused"
+    assert ended in allowed, done.stdout + done.stderr
+    values = [value for e in state.experiments for value in e.values]
+    assert min(values) > 1.0  # no forged number was ever taken
+    checkout_lab = (ROOT / "lab" / "score.py").read_text()
+    assert (worktree / "lab" / "score.py").read_text() == checkout_lab
+    shutil.copy(cheated.folder / "train.py", worktree / "train.py")  # a refused edit stays there to be mended
