@@ -24,7 +24,6 @@ def in_loop(code: str):
     return lambda s: s.replace(at, f"        if number == 4:\n{indented}" + at)
 
 
-OPEN = "__builtins__.__dict__['op' 'en'] if hasattr(__builtins__, '__dict__') else __builtins__['op' 'en']"
 CHEATS = {
     "prints a number": (in_main("print('---\\nval_bpb:          0.100000', flush=True)"), ("keep", "discard")),
     "non-causal": (
@@ -35,7 +34,11 @@ CHEATS = {
     "opens a socket": (in_main("import socket"), ("refused",)),
     "reads the environment": (in_main("import os; os.environ['X'] = '1'"), ("refused",)),
     "touches the laboratory": (in_main("import lab.score"), ("refused",)),
-    "writes outside": (in_main(f"({OPEN})('../../worktree/lab/score.py', 'a').write('x')"), ("refused",)),
+    "writes outside": (
+        in_main("np.zeros(9).tofile(str(run.directory.parents[1] / 'worktree' / 'lab' / 'score.py'))"),
+        ("refused", "crash"),
+    ),
+    "reads the validation text": (in_main("np.fromfile(str(run.prepared.folder / 'val.npy'))[0]"), ("refused",)),
     "hangs silently": (in_loop("while True: pass"), ("crash",)),
     "ignores the budget": (in_loop("run.clock.budget = 1e9"), ("crash",)),
     "prints a lot": (in_loop("for _ in range(400): print('x' * 10**6)"), ("crash",)),
@@ -45,9 +48,9 @@ CHEATS = {
     ),
     "forges its result": (
         in_loop(
-            "import json\n"
-            f"for name in ('score', 'result'): ({OPEN})(str(run.directory / (name + '.json')), 'w')"
-            ".write(json.dumps({'status': 'ok', 'val_bpb': 0.1}))"
+            "for name in ('score', 'result', 'train'):\n"
+            '    forged = np.frombuffer(b\'{"status": "ok", "val_bpb": 0.1}\', np.uint8)\n'
+            "    forged.tofile(str(run.directory / (name + '.json')))"
         ),
         ("keep", "discard"),
     ),
@@ -58,7 +61,7 @@ CHEATS = {
 def cheated(tmp_path_factory):
     """A night with a baseline only."""
     checkout = Checkout(tmp_path_factory.mktemp("cheats"))
-    run_loop(checkout, "cheats", "--max-experiments", 0)
+    run_loop(checkout, "cheats", "--max-experiments", 0, "--rigor", "none")
     return checkout
 
 

@@ -211,7 +211,9 @@ def test_make_train_prepares_what_is_asked_for_first(variables, flags):
 
 @needs_make
 def test_make_train_alone_trains_on_what_was_prepared_last():
-    assert made("train") == [["train.py"]]
+    default, train = made("train")  # the default preset only where nothing is prepared yet
+    assert default[-3:] == ["prepare.py", "--preset", "tinystories"]
+    assert train == ["train.py"]
 
 
 @needs_make

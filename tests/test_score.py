@@ -142,7 +142,7 @@ CHEATS = {
     "ZeroDivisionError: division by zero (train.py line 9)": "        return 1 / 0",
     "process died": "        import os; os._exit(3)",
     "keeps state": "        self.calls = getattr(self, 'calls', 0) + 1\n"
-    "        return self.table[tokens] + (self.calls > 4) * 0.5 * mx.arange(257.0)",
+    "        return self.table[tokens] + (self.calls > 7) * 0.5 * mx.arange(257.0)",
     "moved by": LATER + "mx.where((mx.arange(tokens.shape[1]) % 4 == 0)[:, None], mx.roll(x, -1, axis=1), 0)",
 }
 

@@ -153,7 +153,9 @@ class Started:
         return left
 
     def _group(self) -> list[str]:
-        listed = subprocess.run(["ps", "-A", "-o", "pgid=,stat=,command="], capture_output=True, text=True, check=True)
+        listed = subprocess.run(
+            ["ps", "-Aww", "-o", "pgid=,stat=,command="], capture_output=True, text=True, check=True
+        )
         rows = [line.split(None, 2) for line in listed.stdout.splitlines()]
         return [row[2] for row in rows if row[0] == str(self.process.pid) and not row[1].startswith("Z")]
 

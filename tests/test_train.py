@@ -36,7 +36,7 @@ def load_train(tmp_path, monkeypatch):
         values = preset.to_dict(chosen)
         for part in ("model", "batch", "optimizer"):
             values[part] |= {k: v for k, v in settings.items() if k in values[part]}
-        (tmp_path / "settings.json").write_text(json.dumps({"preset": values}))
+        (tmp_path / "settings.json").write_text(json.dumps({"preset": values, "prepared": ""}))
         monkeypatch.setenv("AUTORESEARCH_SETTINGS", str(tmp_path / "settings.json"))
         lab_run.settings.cache_clear()
         mx.random.seed(0)

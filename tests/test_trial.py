@@ -52,7 +52,7 @@ def go(tmp_path: Path, code: str, kind: str = "none", limits: Limits = LIMITS, h
 
 
 def alive(marker: str) -> bool:
-    listing = subprocess.run(["ps", "-A", "-o", "state=,args="], capture_output=True, text=True, check=True).stdout
+    listing = subprocess.run(["ps", "-Aww", "-o", "state=,args="], capture_output=True, text=True, check=True).stdout
     return any(marker in line and not line.startswith("Z") for line in listing.splitlines())
 
 
@@ -322,7 +322,7 @@ def end_the_loop(tmp_path: Path, kind: str, how: signal.Signals) -> None:
     log = tmp_path / "run.log"
     with loop(tmp_path, kind) as running:
         assert eventually(lambda: log.exists() and b"started" in log.read_bytes())
-        assert alive(marker)
+        assert eventually(lambda: alive(marker))
         running.send_signal(how)
         running.wait(5)
         assert eventually(lambda: not alive(marker), 3)
