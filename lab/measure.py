@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lab import machine, trial
-from lab.crash import Crash, read_bytes
+from lab.crash import Crash
 from lab.files import write_atomic
 from lab.sandbox import Policy
 from lab.trial import Limits
@@ -78,14 +78,10 @@ class Bench:
         return Measured("crash", None, memory, minutes, reason)
 
     def _train(self, run_dir: Path, source: str, seed: int, seconds: float, *flags: str) -> trial.Outcome:
-        scratch = self.folder / "kernels"  # compiled kernels, shared by the trials and never by the scorer
-        scratch.mkdir(exist_ok=True)
         sent = self._sent(run_dir.name, source, seed)
         prepared = Path(self.settings["prepared"])
-        policy = Policy(
-            writable=(run_dir, scratch), readable=(self.worktree, prepared, sent), hidden=(prepared / "val.npy",)
-        )
-        env = os.environ | {"AUTORESEARCH_SETTINGS": str(sent / "settings.json"), "TMPDIR": str(scratch)}
+        policy = Policy((run_dir,), readable=(self.worktree, prepared, sent), hidden=(prepared / "val.npy",))
+        env = os.environ | {"AUTORESEARCH_SETTINGS": str(sent / "settings.json")}
         command = [sys.executable, str(sent / "train.py"), "--run-dir", str(run_dir), "--no-score", *flags]
         limits = Limits(seconds, int(machine.describe()["memory_gb"] * MEMORY_SHARE * 2**30))
         return trial.run(command, run_dir, policy, limits, sandbox=self.sandbox, env=env)
@@ -144,15 +140,6 @@ class Bench:
     @staticmethod
     def _asleep() -> float:
         return machine.seconds_with_sleep() - time.perf_counter()
-
-
-def train_record(run_dir: Path) -> dict[str, Any]:
-    """What the child says of its training; {} when that cannot be read. For people to see, never for the verdict."""
-    try:
-        record = json.loads(read_bytes(run_dir / "train.json", 1 << 20))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 def described(crash: Crash | None) -> str:

@@ -65,7 +65,7 @@ class Diverged(UserError):
 
 
 class Run:
-    """What an experiment is given. Attributes: `vocab_size`, `seed`, `clock`, `dtype_peak` (FLOP/s)."""
+    """What an experiment is given: `vocab_size`, `seed`, `clock`, `batches`; `begin` and `record` are its duties."""
 
     def __init__(self, directory: Path, record: dict[str, Any], source: Path, started: float):
         self.directory, self.record_settings, self.started = directory, record, started
@@ -81,7 +81,8 @@ class Run:
         directory.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, directory / "train.py")
         write_atomic(directory / "settings.json", json.dumps(record, indent=1))
-        (directory / "steps.jsonl").unlink(missing_ok=True)
+        for stale in ("steps.jsonl", "checkpoint.safetensors", "train.json", "score.json", "result.json"):
+            (directory / stale).unlink(missing_ok=True)  # of an earlier run in this folder
 
     def batches(self, rows: int) -> Batches:
         """Endless (inputs, targets), each (rows, sequence_length) int32; the same seed gives the same batches."""

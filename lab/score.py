@@ -17,6 +17,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from lab.batches import document_starts, pack
+from lab.crash import read_bytes
 from lab.errors import UserError
 from lab.files import write_atomic
 from lab.model_server import read_frame, write_frame
@@ -101,7 +103,9 @@ def model_process(run_dir: Path, vocab_size: int, sandbox: str) -> Iterator[Mode
     from lab.sandbox import Policy, environment, wrap
 
     scratch = run_dir / "score"  # the only folder the model may write
-    scratch.mkdir(exist_ok=True)
+    for path in (scratch, run_dir / "score.log"):  # whatever training left there, a link to elsewhere too, goes
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+    scratch.mkdir()
     policy = Policy(writable=(scratch,), readable=(ROOT, run_dir))
     command = wrap([sys.executable, "-m", "lab.model_server", str(run_dir)], policy, sandbox)
     variables = environment(os.environ, policy) | {"PYTHONPATH": str(ROOT)}
@@ -128,7 +132,7 @@ def score_run(run_dir: Path, sandbox: str = "none", batches: int | None = None) 
     Raises UserError for an incomplete run."""
     begun = time.perf_counter()
     for name in ("settings.json", "train.py", "checkpoint.safetensors"):
-        if not (run_dir / name).is_file():
+        if not (run_dir / name).is_file() or (run_dir / name).is_symlink():
             raise UserError(f"{run_dir} has no {name}: not a finished run; name a folder of runs/")
     settings = json.loads((run_dir / "settings.json").read_text())
     prepared = open_prepared(Path(settings["prepared"]), parts=("val", "tokenizer"))
@@ -142,11 +146,19 @@ def score_run(run_dir: Path, sandbox: str = "none", batches: int | None = None) 
         score |= {"status": "rejected", "reason": str(refusal)}
     score["scoring_seconds"] = round(time.perf_counter() - begun, 2)
     write_atomic(run_dir / "score.json", json.dumps(score))
-    if (run_dir / "train.json").is_file():
-        trained = json.loads((run_dir / "train.json").read_text())
+    if trained := _trained(run_dir / "train.json"):
         result = trained | {key: value for key, value in score.items() if key != "documents"}
         write_atomic(run_dir / "result.json", json.dumps(result, indent=1))
     return score
+
+
+def _trained(path: Path) -> dict[str, Any]:
+    """What training says of itself; {} when there is nothing that can be read. The score's own keys win over it."""
+    try:
+        record = json.loads(read_bytes(path, 1 << 20))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def evaluate(

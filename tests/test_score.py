@@ -193,3 +193,25 @@ def test_an_unfinished_run_is_no_score(make_run):
     (run / "checkpoint.safetensors").unlink()
     with pytest.raises(UserError, match=r"no checkpoint\.safetensors"):
         score_run(run)
+
+
+def test_links_that_training_left_are_not_followed(make_run, tmp_path):
+    run, _ = make_run()
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").write_text("mine")
+    (run / "score").symlink_to(precious)
+    (run / "score.log").symlink_to(precious / "file")
+    (run / "score.json").symlink_to(precious / "file")
+    assert score_run(run)["status"] == "ok"
+    assert (precious / "file").read_text() == "mine"
+    assert [path.name for path in precious.iterdir()] == ["file"]
+
+
+def test_a_forged_number_in_the_training_record_does_not_count(make_run):
+    run, _ = make_run()
+    (run / "train.json").write_text('{"val_bpb": 0.1, "num_steps": 3}')
+    score = score_run(run)
+    result = json.loads((run / "result.json").read_text())
+    assert result["val_bpb"] == score["val_bpb"] > 1
+    assert result["num_steps"] == 3

@@ -306,6 +306,16 @@ def test_the_budget_is_kept(prepared):
     assert result["num_steps"] > 5
 
 
+def test_a_failed_run_leaves_no_result_of_an_earlier_one(prepared, tmp_path):
+    run_train(prepared, "reused", "--steps", "2")
+    assert (prepared[0] / "reused" / "result.json").exists()
+    source = tmp_path / "train.py"
+    source.write_text((ROOT / "train.py").read_text().replace("    batches = run.batches(ROWS)", "    batches = 1 / 0"))
+    done, _ = run_train(prepared, "reused", "--steps", "2", source=source)
+    assert done.returncode == 1
+    assert sorted(path.name for path in (prepared[0] / "reused").glob("*.json")) == ["settings.json"]
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
