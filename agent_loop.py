@@ -292,7 +292,10 @@ def choose_agent(kind: str, model: str, command: str, share: float) -> Agent:
         return Search()
     if kind == "command":
         return Command(command, say=say)
-    ollama = Ollama(model, say=say)
+    from lab.agents.ollama_client import Server
+
+    patience = 0.0 if kind == "auto" and not model else 120.0  # seconds; who asks for no model does not wait for one
+    ollama = Ollama(model, server=Server(patience=patience, say=say), say=say)
     if kind == "ollama":
         return ollama
     if kind == "auto":

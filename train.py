@@ -4,8 +4,8 @@
     python train.py --minutes 0.2     a smoke run
 
 Techniques, by paper: rotary embeddings (2104.09864), QK norm (2010.04245), relu squared (2109.08668), value residual as
-gated value embeddings (2410.17897), tanh softcap (2408.00118), sliding windows (2004.05150), Muon (Jordan 2024) with
-Polar Express (2505.16932) and NorMuon (2510.05491), cautious weight decay (2510.12402).
+gated value embeddings (2410.17897), smear (nanochat 2026), tanh softcap (2408.00118), sliding windows (2004.05150),
+Muon (Jordan 2024) with Polar Express (2505.16932) and NorMuon (2510.05491), cautious weight decay (2510.12402).
 """
 
 from functools import partial
@@ -38,6 +38,7 @@ MATRIX_LR = SETTINGS.matrix_lr  # Muon
 EMBEDDING_LR = SETTINGS.embedding_lr  # AdamW, token and value embeddings
 UNEMBEDDING_LR = SETTINGS.unembedding_lr  # AdamW, output head
 SCALAR_LR = SETTINGS.scalar_lr  # AdamW, per-layer scalars
+SMEAR_LR = 0.02  # AdamW, share of the previous token's embedding
 WEIGHT_DECAY = SETTINGS.weight_decay  # of the matrices, at the start; falls to 0
 ADAM_BETAS = (0.8, 0.95)  # decay of the first and second moment
 MUON_MOMENTUM = 0.95  # after its warm-up
@@ -142,6 +143,7 @@ class GPT(nn.Module):
             for layer in range(DEPTH)
             if has_value_embedding(layer)
         }
+        self.smear = mx.zeros((WIDTH,))  # how much of the previous token's embedding is mixed in, per channel
         self.blocks = [Block(layer) for layer in range(DEPTH)]
         self.residual_lambdas = mx.ones((DEPTH,))  # of the stream, per layer
         self.embedding_lambdas = mx.full((DEPTH,), 0.1)  # of the first layer's input, per layer
@@ -149,7 +151,9 @@ class GPT(nn.Module):
 
     def __call__(self, tokens: mx.array) -> mx.array:
         dtype = getattr(mx, DTYPE)
-        x = x0 = norm(self.embedding[tokens].astype(dtype))
+        x = norm(self.embedding[tokens].astype(dtype))
+        previous = mx.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0)))
+        x = x0 = norm(x + self.smear.astype(dtype) * previous)
         residual, first = self.residual_lambdas.astype(dtype), self.embedding_lambdas.astype(dtype)
         for layer, block in enumerate(self.blocks):
             table = self.value_embeddings.get(f"layer{layer}")
@@ -212,6 +216,8 @@ class MuonAdamW:
                 self.stacks.setdefault("x".join(map(str, value.shape)), []).append(name)
             elif name == "head":
                 self.adam_rates[name] = UNEMBEDDING_LR * scale
+            elif name == "smear":
+                self.adam_rates[name] = SMEAR_LR
             elif name.endswith("lambdas"):  # the stream's own scale is the delicate one
                 self.adam_rates[name] = SCALAR_LR * (0.01 if name == "residual_lambdas" else 1.0)
             else:
