@@ -256,7 +256,9 @@ def _train(run: Run, experiment: Callable[[Run], Any]) -> None:
 
 def _score(directory: Path, started: float) -> None:
     """Score in a process of its own and print upstream's summary block."""
-    scoring = subprocess.run([sys.executable, ROOT / "prepare.py", "score", directory], capture_output=True, text=True)
+    # No sandbox: the same code has just trained without one, and none was ever tried with Metal.
+    command = [sys.executable, ROOT / "prepare.py", "score", directory, "--sandbox", "none"]
+    scoring = subprocess.run(command, capture_output=True, text=True)
     if scoring.returncode:
         raise UserError(scoring.stderr.strip().removeprefix("error: ") or f"the scorer ended with {scoring.returncode}")
     result = json.loads((directory / "result.json").read_text())
