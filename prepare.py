@@ -84,7 +84,7 @@ def prepare(preset_name: str, vocab: int | None, seq: int | None, files: str | N
 
 
 def _expand(pattern: str | None) -> tuple[str, ...]:
-    """Absolute paths that match; the pattern itself when none does, so that the refusal can name it."""
+    """Absolute paths that match, none for no pattern. Raises UserError when a pattern matches nothing."""
     if not pattern:
         return ()
     found = [str(Path(name).resolve()) for name in glob.glob(pattern, recursive=True)]
@@ -137,5 +137,4 @@ def sample_command(run_dir: Path | None, count: int, seed: int, **options: Any) 
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent))
     guarded(command)

@@ -61,8 +61,6 @@ def pack(bounds: np.ndarray, sequence_length: int, generator: np.random.Generato
         if gap:
             more_starts.append(-1 if generator is None else fillings.next(gap))
             more_lengths.append(gap)
-            if generator is None:
-                continue
     piece_starts.append(np.array(more_starts, np.int64))
     piece_lengths.append(np.array(more_lengths, np.int64))
     index = _ranges(np.concatenate(piece_starts), np.concatenate(piece_lengths)).reshape(-1, size)

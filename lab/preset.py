@@ -126,17 +126,16 @@ class Preset:
 SECTIONS = {"data": Data, "tokenizer": Tokenizer, "task": Task, "model": Model, "batch": Batch, "optimizer": Optimizer}
 
 
-def names() -> list[str]:
+def names(folder: Path = FOLDER) -> list[str]:
     """The presets there are."""
-    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+    return sorted(path.stem for path in folder.glob("*.toml"))
 
 
 def load(name: str, folder: Path = FOLDER) -> Preset:
     """The preset `name`, as written, no tier applied. Raises UserError naming file, key and remedy."""
     path = folder / f"{name}.toml"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in folder.glob("*.toml")))
-        raise UserError(f"there is no preset {name!r}; choose one of: {known}")
+        raise UserError(f"there is no preset {name!r}; choose one of: {', '.join(names(folder))}")
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -57,16 +57,13 @@ class ModelProcess:
 
     def load(self, checkpoint: Path) -> None:
         """Raises Rejected when the checkpoint is not this model's."""
-        self._ask({"vocab_size": self.vocab_size, "checkpoint": str(checkpoint)}, 2**20)
+        self._send({"vocab_size": self.vocab_size, "checkpoint": str(checkpoint)})
+        self._answer(2**20, None)
 
-    def send(self, tokens: np.ndarray) -> None:
-        """Ask for the logits of (B, T) tokens."""
-        with contextlib.suppress(BrokenPipeError):  # the answer will say that it died
-            write_frame(self.process.stdin, tokens.astype(np.int32))
-
-    def receive(self, rows: int, length: int) -> np.ndarray:
-        """(rows, length, vocab_size) float32 logits. Raises Rejected for anything else."""
-        expected = (rows, length, self.vocab_size)
+    def logits(self, tokens: np.ndarray) -> np.ndarray:
+        """(B, T) tokens to (B, T, vocab_size) float32 logits. Raises Rejected for anything else, or not finite."""
+        expected = (*tokens.shape, self.vocab_size)
+        self._send(tokens.astype(np.int32))
         logits = self._answer(4 * math.prod(expected) + 2**20, expected)
         if not isinstance(logits, np.ndarray) or logits.shape != expected:
             shape = logits.shape if isinstance(logits, np.ndarray) else logits
@@ -75,15 +72,9 @@ class ModelProcess:
             raise Rejected("logits are not finite")
         return logits
 
-    def logits(self, tokens: np.ndarray) -> np.ndarray:
-        """(B, T) tokens to (B, T, vocab_size) float32 logits."""
-        self.send(tokens)
-        return self.receive(*tokens.shape)
-
-    def _ask(self, command: dict[str, Any], limit: int) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            write_frame(self.process.stdin, command)
-        self._answer(limit, None)
+    def _send(self, request: dict[str, Any] | np.ndarray) -> None:
+        with contextlib.suppress(BrokenPipeError):  # the answer will say that it died
+            write_frame(self.process.stdin, request)
 
     def _answer(self, limit: int, expected: tuple[int, ...] | None) -> dict[str, Any] | np.ndarray:
         try:
@@ -167,8 +158,8 @@ def evaluate(
     """Bits per byte of the validation documents and what it is made of. Raises Rejected."""
     bos = prepared.tokenizer.bos
     bounds = document_starts(prepared.val, bos)
-    index = pack(bounds, length).index
-    rows = pack(bounds, length).take(prepared.val, bos)
+    packed = pack(bounds, length)
+    index, rows = packed.index, packed.take(prepared.val, bos)
     batch = batch_rows(length, model.vocab_size)
     probes = np.random.default_rng()  # unpredictable: an experiment cannot know which batches are probed
 

@@ -12,7 +12,6 @@ import dataclasses
 import fcntl
 import hashlib
 import io
-import itertools
 import json
 import multiprocessing
 import os
@@ -187,18 +186,13 @@ def scored_documents(documents: Iterable[str], limit: int) -> list[str]:
 
 def write_shard(folder: Path, name: str, texts: list[str], tokenizer: Tokenizer) -> Shard:
     """Encode `texts` into folder/name, rename it into place, and return its entry."""
-    batches = itertools.batched(texts, ENCODE_DOCUMENTS) if hasattr(itertools, "batched") else _batched(texts)
-    tokens = np.concatenate([array for batch in batches for array in tokenizer.encode(list(batch))])
+    starts = range(0, len(texts), ENCODE_DOCUMENTS)
+    tokens = np.concatenate([a for at in starts for a in tokenizer.encode(texts[at : at + ENCODE_DOCUMENTS])])
     buffer = io.BytesIO()
     np.save(buffer, tokens)
     write_atomic(folder / name, buffer.getvalue())
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()
     return Shard(name, len(texts), sum(len(text.encode()) for text in texts), len(tokens), digest)
-
-
-def _batched(texts: list[str]) -> Iterator[list[str]]:
-    for start in range(0, len(texts), ENCODE_DOCUMENTS):
-        yield texts[start : start + ENCODE_DOCUMENTS]
 
 
 def _write_train(

@@ -60,13 +60,12 @@ class Tokenizer:
         return self.inner.to_str()
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """One uint16 array per document, BOS first. Uses every core."""
+        """One uint16 array per document, BOS first."""
         if self.is_bytes:
             raw = [np.frombuffer(text.encode(), np.uint8) for text in texts]
         else:
-            raw = self._encode_plain([text for text in texts if text.isascii()])
+            plain = iter(self._encode_plain([text for text in texts if text.isascii()]))
             others = iter(self._encode_library([text for text in texts if not text.isascii()]))
-            plain = iter(raw)
             raw = [next(plain if text.isascii() else others) for text in texts]
         arrays = [np.empty(len(ids) + 1, np.uint16) for ids in raw]
         for array, ids in zip(arrays, raw, strict=True):
