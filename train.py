@@ -15,6 +15,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from lab.backend import mx, nn
+from lab.kernels import attention, linear_cross_entropy, softcap
 from prepare import SETTINGS, execute
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -69,12 +70,6 @@ class Linear(nn.Module):
         return x @ self.weight.astype(x.dtype).T
 
 
-def window_mask(length: int, window: int) -> mx.array:
-    """(T, T) bool: each position sees itself and the window - 1 positions before it."""
-    distance = mx.arange(length)[:, None] - mx.arange(length)[None, :]
-    return (distance >= 0) & (distance < window)
-
-
 class Attention(nn.Module):
     """Causal attention with rotary positions and normed queries and keys; values may get a gated embedding."""
 
@@ -100,8 +95,8 @@ class Attention(nn.Module):
         q, k, v = (t.transpose(0, 2, 1, 3) for t in (q, k, v))  # (B, heads, T, HEAD_DIM)
         rotate = partial(mx.fast.rope, dims=HEAD_DIM, traditional=False, base=ROPE_BASE, scale=1.0, offset=0)
         q, k = norm(rotate(q)), norm(rotate(k))
-        mask = window_mask(T, max(1, T // 2)) if self.short else "causal"
-        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=QK_SCALE**2 / HEAD_DIM**0.5, mask=mask)
+        window = max(1, T // 2) if self.short else None
+        y = attention(q, k, v, scale=QK_SCALE**2 / HEAD_DIM**0.5, window=window)
         return self.out(y.transpose(0, 2, 1, 3).reshape(B, T, WIDTH))
 
 
@@ -149,7 +144,8 @@ class GPT(nn.Module):
         self.embedding_lambdas = mx.full((DEPTH,), 0.1)  # of the first layer's input, per layer
         self.head = 0.001 * mx.random.normal((vocab_size, WIDTH))
 
-    def __call__(self, tokens: mx.array) -> mx.array:
+    def hidden(self, tokens: mx.array) -> mx.array:
+        """(B, T) to (B, T, WIDTH), what the head is applied to."""
         dtype = getattr(mx, DTYPE)
         x = norm(self.embedding[tokens].astype(dtype))
         previous = mx.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0)))
@@ -159,8 +155,11 @@ class GPT(nn.Module):
             table = self.value_embeddings.get(f"layer{layer}")
             value_embedding = None if table is None else table[tokens].astype(dtype)
             x = block(residual[layer] * x + first[layer] * x0, value_embedding)
-        logits = (norm(x) @ self.head.astype(dtype).T).astype(mx.float32)
-        return SOFTCAP * mx.tanh(logits / SOFTCAP) if SOFTCAP else logits
+        return norm(x)
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        x = self.hidden(tokens)
+        return softcap(x @ self.head.astype(x.dtype).T, SOFTCAP)
 
 
 def build_model(vocab_size: int) -> nn.Module:
@@ -176,8 +175,8 @@ def flops_per_token(model: nn.Module) -> float:
 
 
 def loss_function(model: nn.Module, inputs: mx.array, targets: mx.array) -> mx.array:
-    """Mean cross-entropy in nats per token, float32."""
-    return nn.losses.cross_entropy(model(inputs), targets, reduction="mean")
+    """Mean cross-entropy of model(inputs) in nats per token, float32; the logits are never all in memory."""
+    return linear_cross_entropy(model.hidden(inputs), model.head, targets, SOFTCAP)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -292,8 +291,12 @@ def make_step(model: nn.Module, optimizer: MuonAdamW, compiled: bool):
         passes = len(inputs)
         loss, gradients = loss_and_gradients(model, inputs[0], targets[0])
         for i in range(1, passes):
-            after = mx.depends(inputs[i], tree_flatten(gradients, destination=[])[0][1])  # one pass at a time
-            more, extra = loss_and_gradients(model, after, targets[i])
+            following = inputs[i]  # one pass at a time: each has the memory to itself
+            if compiled:
+                following = mx.depends(following, tree_flatten(gradients, destination=[])[0][1])
+            else:
+                mx.eval(loss, gradients)
+            more, extra = loss_and_gradients(model, following, targets[i])
             loss, gradients = loss + more, tree_map(mx.add, gradients, extra)
         gradients = tree_map(lambda g: g / passes, gradients)
         optimizer.update(model, gradients, rate, decay)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from lab import preset
+from lab import kernels, preset
 from lab import run as lab_run
 from lab.backend import mx, nn
 from lab.model_server import load_experiment
@@ -189,14 +189,17 @@ def test_accumulated_passes_are_one_large_batch(load_train):
     assert weights[0] == pytest.approx(weights[1], abs=1e-3)
 
 
-def test_the_compiled_step_is_the_plain_step(load_train):
-    train = load_train(depth=1)
+@pytest.mark.parametrize("settings", [{}, {"window": "SL", "depth": 2}, {"softcap": 0.0}])
+def test_metals_compiled_step_is_the_cpus(load_train, monkeypatch, settings):
+    train = load_train(**{"depth": 1} | settings)
     results = []
     for compiled in (True, False):
+        monkeypatch.setattr(kernels, "METAL", compiled)
         mx.random.seed(0)
         model = train.build_model(50)
         step, _ = train.make_step(model, train.MuonAdamW(model), compiled)
-        x, y = tokens()[None], tokens()[None, :, ::-1]
+        x = tokens(4).reshape(2, 2, 16)  # two passes
+        y = x[..., ::-1]
         results.append([step(x, y, mx.array(rate), mx.array(0.1)).item() for rate in (1, 0.5, 0.1)])
     assert results[0] == pytest.approx(results[1], rel=1e-4)
 

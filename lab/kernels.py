@@ -1,0 +1,253 @@
+"""The three operations of a GPT whose plain form wastes the machine, each with its own gradient.
+
+On Metal they are MLX's fused kernels. MLX's CPU backend has none, and its exp and tanh take 15 to 25 ns an element
+where numpy's vectorised ones take 2 to 3: there the same mathematics runs in numpy, block by block so that a block
+stays in the cache, one share of the rows to each core. Numpy needs values, so on the CPU these do not go into
+`mx.compile`. Gradients agree with MLX's own to float32 rounding (tests/test_kernels.py).
+
+Sources: attention by blocks with recomputed weights, FlashAttention (2205.14135); cross-entropy whose gradient is
+made with the loss, chunk by chunk, Liger kernels (2410.10989).
+"""
+
+import os
+from collections.abc import Callable
+from functools import cache
+from multiprocessing.pool import ThreadPool
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from lab.backend import mx, nn
+
+BLOCK = 128  # queries of one block of attention
+CHUNK = 256  # tokens of one chunk of cross-entropy on the CPU
+CHUNK_LOGITS = 2**27  # logits of one chunk on Metal: 512 MB in float32
+METAL = mx.metal.is_available()
+
+
+@cache
+def _threads() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def _pool() -> ThreadPool:
+    """One thread for each core. Each calls numpy's BLAS, which therefore keeps to the calling core."""
+    for library in ThreadpoolController().lib_controllers:
+        if os.path.dirname(library.filepath).endswith("numpy.libs"):
+            library.set_num_threads(1)
+    return ThreadPool(_threads())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Attention
+
+
+def attention(q: mx.array, k: mx.array, v: mx.array, *, scale: float, window: int | None = None) -> mx.array:
+    """Causal softmax(scale q k^T) v: q (B, H, T, D), k and v (B, H or a divisor of it, T, D), result like q.
+
+    A position sees itself and the `window` - 1 before it; all before it without a window."""
+    T = q.shape[2]
+    window = min(window or T, T)
+    if METAL:
+        mask = "causal" if window == T else window_mask(T, window)
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+    groups = q.shape[1] // k.shape[1]
+    k, v = (mx.repeat(t, groups, axis=1) if groups > 1 else t for t in (k, v))
+    y, _ = _attention(scale, window)(*(t.astype(mx.float32) for t in (q, k, v)))
+    return y.astype(q.dtype)
+
+
+def window_mask(length: int, window: int) -> mx.array:
+    """(T, T) bool: each position sees itself and the window - 1 positions before it."""
+    distance = mx.arange(length)[:, None] - mx.arange(length)[None, :]
+    return (distance >= 0) & (distance < window)
+
+
+@cache
+def _attention(scale: float, window: int) -> Callable:
+    """(B, H, T, D) float32 q, k, v to the output and its (B, H, T, 1) log of the softmax's sum, in numpy."""
+
+    @mx.custom_function
+    def function(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
+        q, k, v = np.asarray(q), np.asarray(k), np.asarray(v)
+        y, log_sum = np.empty(q.shape, np.float32), np.empty((*q.shape[:3], 1), np.float32)
+        _pool().map(lambda b: _attention_row(q[b], k[b], v[b], y[b], log_sum[b], scale, window), range(len(q)))
+        return mx.array(y), mx.array(log_sum)
+
+    @function.vjp
+    def backward(primals: tuple, cotangents: tuple, outputs: tuple) -> tuple[mx.array, ...]:
+        q, k, v, y, log_sum, dy = (np.asarray(t) for t in (*primals, *outputs, cotangents[0]))
+        gradients = [np.zeros(q.shape, np.float32) for _ in range(3)]
+
+        def row(b: int) -> None:
+            _attention_row_gradients(
+                q[b], k[b], v[b], y[b], log_sum[b], dy[b], *(g[b] for g in gradients), scale, window
+            )
+
+        _pool().map(row, range(len(q)))
+        return tuple(mx.array(g) for g in gradients)
+
+    return function
+
+
+def _blocks(T: int, window: int):
+    """Slices of queries, slices of the keys they see, and the (queries, keys) mask of those they do not see."""
+    for start in range(0, T, BLOCK):
+        queries, keys = slice(start, min(start + BLOCK, T)), slice(max(0, start - window + 1), min(start + BLOCK, T))
+        distance = np.arange(queries.start, queries.stop)[:, None] - np.arange(keys.start, keys.stop)
+        yield queries, keys, (distance < 0) | (distance >= window)
+
+
+def _attention_row(q, k, v, y, log_sum, scale, window) -> None:
+    """(H, T, D) of one row; y (H, T, D) and log_sum (H, T, 1) are written."""
+    for queries, keys, hidden in _blocks(q.shape[1], window):
+        scores = q[:, queries] @ k[:, keys].swapaxes(-1, -2)
+        scores *= scale
+        np.copyto(scores, -np.inf, where=hidden)
+        top = scores.max(-1, keepdims=True)
+        scores -= top
+        np.exp(scores, out=scores)
+        total = scores.sum(-1, keepdims=True)
+        np.matmul(scores, v[:, keys], out=y[:, queries])
+        y[:, queries] /= total
+        log_sum[:, queries] = top + np.log(total)
+
+
+def _attention_row_gradients(q, k, v, y, log_sum, dy, dq, dk, dv, scale, window) -> None:
+    """The weights of each block are computed again; dq, dk, dv (H, T, D) are added to."""
+    for queries, keys, hidden in _blocks(q.shape[1], window):
+        weights = q[:, queries] @ k[:, keys].swapaxes(-1, -2)
+        weights *= scale
+        weights -= log_sum[:, queries]
+        np.exp(weights, out=weights)
+        np.copyto(weights, 0, where=hidden)
+        dv[:, keys] += weights.swapaxes(-1, -2) @ dy[:, queries]
+        slope = dy[:, queries] @ v[:, keys].swapaxes(-1, -2)
+        slope -= (dy[:, queries] * y[:, queries]).sum(-1, keepdims=True)
+        slope *= weights
+        slope *= scale
+        np.matmul(slope, k[:, keys], out=dq[:, queries])
+        dk[:, keys] += slope.swapaxes(-1, -2) @ q[:, queries]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Logits and their cross-entropy
+
+
+def softcap(logits: mx.array, cap: float) -> mx.array:
+    """cap tanh(logits / cap), float32; 0 means no cap (2408.00118)."""
+    logits = logits.astype(mx.float32)
+    if not cap:
+        return logits
+    return cap * (mx.tanh if METAL else _tanh)(logits / cap)
+
+
+@mx.custom_function
+def _tanh(x: mx.array) -> mx.array:
+    x = np.asarray(x)
+    y = np.empty(x.shape, np.float32)
+    shares = (np.array_split(flat.reshape(-1), _threads()) for flat in (x, y))
+    _pool().starmap(np.tanh, zip(*shares, strict=True))
+    return mx.array(y)
+
+
+@_tanh.vjp
+def _tanh_gradient(primals, cotangent: mx.array, y: mx.array) -> mx.array:
+    return cotangent * (1 - mx.square(y))
+
+
+def linear_cross_entropy(x: mx.array, head: mx.array, targets: mx.array, cap: float) -> mx.array:
+    """Mean cross-entropy in nats of softcap(x head^T, cap): x (..., C), head (V, C), targets (...) of token ids.
+
+    The logits of all tokens never exist at once: a chunk's gradient is made with its loss."""
+    x, targets = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
+    if not METAL:
+        loss, *_ = _cross_entropy_cpu(cap)(x.astype(mx.float32), head, targets)
+    elif len(x) * len(head) <= CHUNK_LOGITS:
+        loss = nn.losses.cross_entropy(softcap(x @ head.astype(x.dtype).T, cap), targets, reduction="mean")
+    else:
+        loss, *_ = _cross_entropy_chunked(cap, max(1, CHUNK_LOGITS // len(head)))(x, head, targets)
+    return loss
+
+
+def _with_gradients(function: Callable) -> Callable:
+    """`function` returns a loss and its gradients by x and head; they become its gradient."""
+    function = mx.custom_function(function)
+
+    @function.vjp
+    def backward(primals: tuple, cotangents: tuple, outputs: tuple) -> tuple[mx.array, ...]:
+        _, dx, dhead = outputs
+        return cotangents[0] * dx, cotangents[0] * dhead, mx.zeros_like(primals[2])
+
+    return function
+
+
+@cache
+def _cross_entropy_chunked(cap: float, chunk: int) -> Callable:
+    """x (N, C), head (V, C), targets (N,) to the mean loss and its gradients, `chunk` tokens at a time."""
+
+    @_with_gradients
+    def function(x: mx.array, head: mx.array, targets: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        weight, loss, dx, dhead = head.astype(x.dtype), 0.0, [], mx.zeros(head.shape)
+        for start in range(0, len(x), chunk):
+            part, wanted = x[start : start + chunk], targets[start : start + chunk, None]
+            logits = softcap(part @ weight.T, cap)
+            log_sum = mx.logsumexp(logits, axis=-1, keepdims=True)
+            loss = loss + mx.sum(log_sum - mx.take_along_axis(logits, wanted, axis=-1))
+            slope = mx.exp(logits - log_sum) - (mx.arange(len(head)) == wanted)
+            if cap:
+                slope = slope * (1 - mx.square(logits / cap))
+            slope = (slope / len(x)).astype(x.dtype)
+            dx.append(slope @ weight)
+            dhead = dhead + (slope.T @ part).astype(head.dtype)
+        return loss / len(x), mx.concatenate(dx), dhead
+
+    return function
+
+
+@cache
+def _cross_entropy_cpu(cap: float) -> Callable:
+    """x (N, C), head (V, C), targets (N,) to the mean loss and its gradients, in numpy. Every thread always takes the
+    same chunks, so that sums are the same in every run."""
+
+    @_with_gradients
+    def function(x: mx.array, head: mx.array, targets: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        x, head, targets = np.asarray(x), np.asarray(head), np.asarray(targets)
+        dx = np.empty(x.shape, np.float32)
+        starts = range(0, len(x), CHUNK)
+
+        def share(worker: int) -> tuple[float, np.ndarray]:
+            loss, dhead = 0.0, np.zeros(head.shape, np.float32)
+            for start in starts[worker :: _threads()]:
+                chunk = slice(start, start + CHUNK)
+                loss += _cross_entropy_chunk(x[chunk], head, targets[chunk], cap, 1 / len(x), dx[chunk], dhead)
+            return loss, dhead
+
+        losses, dheads = zip(*_pool().map(share, range(_threads())), strict=True)
+        return mx.array(sum(losses), mx.float32), mx.array(dx), mx.array(sum(dheads))
+
+    return function
+
+
+def _cross_entropy_chunk(x, head, targets, cap, weight, dx, dhead) -> float:
+    """Sum of the losses of x (n, C), each times `weight`; dx (n, C) is written, dhead (V, C) added to."""
+    logits, each = x @ head.T, np.arange(len(x))
+    if cap:
+        logits /= cap
+        np.tanh(logits, out=logits)
+        bent = np.square(logits)
+        logits *= cap
+    top = logits.max(-1, keepdims=True)
+    found = logits[each, targets]
+    logits -= top
+    slope = np.exp(logits, out=logits)
+    total = slope.sum(-1, keepdims=True)
+    slope *= weight / total
+    slope[each, targets] -= weight
+    if cap:
+        slope *= np.subtract(1, bent, out=bent)
+    np.matmul(slope, head, out=dx)
+    dhead += slope.T @ x
+    return weight * float((np.log(total) + top).sum() - found.sum())
