@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from lab.source import Rejected, fingerprint, parse
 
 NIGHTS = ROOT / "nights"
 REDRAWS = 2  # after a proposal that failed its checks, before the sampler takes the slot
-INVALID_RUNS = 3  # in a row: the machine is not fit for experiments
+INVALID_RUNS = 3  # of one experiment in a row: it is given up, the night goes on
 PLATEAU = 15  # experiments without a kept one
 
 
@@ -57,12 +57,12 @@ class Night:
     agent: Agent | None = None
     edits: dict[int, dict[str, Any]] = field(default_factory=dict)  # experiment -> what it changed
     stop: Callable[[], str] = lambda: ""  # why to end, or ""
+    spoiled: int = 0  # runs in a row
 
     def go(self, experiments: int | None) -> str:
         """Work until `experiments` more are settled (after the baseline) or something says stop; returns why."""
         state = self.journal.state
         last = None if experiments is None else (len(state.experiments) or 1) + experiments  # the baseline is no. 0
-        invalid = 0
         while True:
             self.branch.reset(state.head())
             step = state.step()
@@ -72,9 +72,7 @@ class Night:
                 if not self.propose():
                     return "nothing is left to try: every agent is out of proposals"
             elif step.action == "run":
-                invalid = invalid + 1 if self.run(step) == "invalid" else 0
-                if invalid >= INVALID_RUNS:
-                    raise UserError(f"{invalid} runs in a row were spoiled by the machine; quiet it and run again")
+                self.run(step)
             elif step.action == "judge":
                 self.judge()
             else:
@@ -138,8 +136,8 @@ class Night:
         self.edits[number] = proposal.edit or {}
         return True
 
-    def run(self, step: Any) -> str:
-        """One training run and its score; a result that a kill left unrecorded is taken over. Its status."""
+    def run(self, step: Any) -> None:
+        """One training run and its score; a result that a kill left unrecorded is taken over."""
         state = self.journal.state
         trained = state.incumbent if step.who == "incumbent" else state.pending
         kept = self.folder / "results" / f"{step.run}.json"
@@ -148,6 +146,12 @@ class Night:
             if not self.bench.preflight_seconds:
                 self.bench.preflight(self.branch.source(trained.commit))  # after a resume: how long a start takes
             measured = self.bench.run(step.run, self.branch.source(trained.commit), step.seed)
+            self.spoiled = self.spoiled + 1 if measured.status == "invalid" else 0
+            if self.spoiled == INVALID_RUNS:
+                self.spoiled, reason = 0, f"{INVALID_RUNS} runs in a row were spoiled: {measured.reason}"
+                if not state.incumbent:
+                    raise UserError(f"{reason}; quiet the machine and run again")
+                measured = replace(measured, status="crash", reason=reason)
             kept.parent.mkdir(exist_ok=True)
             write_atomic(kept, json.dumps(vars(measured)))
         result = json.loads(kept.read_text())
@@ -157,7 +161,6 @@ class Night:
         if result["status"] == "crash" and not state.pending.id and step.who == "candidate":
             self.journal.record("note", text="the baseline crashed")
             raise UserError(f"the baseline fails: {result['reason']}")
-        return result["status"]
 
     def judge(self) -> None:
         found = self.journal.state.judge(self.rigor)
@@ -253,7 +256,7 @@ def open_night(tag: str, *, preset: str | None, minutes: float | None, rigor: st
     journal = Journal(folder)
     if not journal.state.start:
         journal.record("start", tag=tag, commit=branch.head)
-    night = Night(folder, branch, journal, Bench(folder, branch.worktree, settings, kind), rigor)
+    night = Night(folder, branch, journal, Bench(folder, branch.worktree, settings, kind, say=say), rigor)
     for record in read(journal.path):
         if record["event"] == "proposal":
             night.edits[record["id"]] = record.get("edit") or {}

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,7 @@ MEMORY_SHARE = 0.7  # of the machine's memory that a run may take
 SLACK_SECONDS = 10.0  # beyond budget and twice the preflight, for starting and saving
 PREFLIGHT_SECONDS = 240.0  # a cold compile of every kernel included
 PREFLIGHT_STEPS = 2
-SLEPT_SECONDS = 5.0  # asleep for longer: the run does not count
-SLOW = 0.5  # of the night's usual matmul speed, before and after: the machine is not itself
+WAIT_SECONDS = 600.0  # at most, for a hot or busy machine before a run
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Measured:
     memory_gb: float
     minutes: float
     reason: str
+    before: dict[str, Any] | None = None  # lab.machine.Condition at the start and the end
+    after: dict[str, Any] | None = None
 
 
 @dataclass
@@ -48,7 +50,8 @@ class Bench:
     settings: dict[str, Any]
     sandbox: str
     preflight_seconds: float = 0.0
-    usual_speed: float = 0.0  # FLOP/s of the probe, the best so far
+    say: Callable[[str], None] = print
+    usual_flops: float = 0.0  # of the probe before and after runs, the best so far
 
     def preflight(self, source: str) -> str:
         """Two real steps and one batch of the score. The reason why it failed, or "" ."""
@@ -62,20 +65,22 @@ class Bench:
     def run(self, name: str, source: str, seed: int) -> Measured:
         """Train this source for the budget and score it."""
         run_dir = self._fresh(name)
-        begun, asleep = time.monotonic(), self._asleep()
-        before = self._speed()
+        before = self._fit()
+        begun = time.monotonic()
         budget = self.settings["minutes"] * 60
         outcome = self._train(run_dir, source, seed, budget + 2 * self.preflight_seconds + SLACK_SECONDS)
-        after = self._speed()
+        after = self._condition()
         score = self._score(run_dir, source) if outcome.status == "ok" else {}
-        minutes = (time.monotonic() - begun) / 60
-        memory = outcome.peak_memory_mb / 1024
-        if spoiled := self._spoiled(self._asleep() - asleep, before, after, outcome.status):
-            return Measured("invalid", None, memory, minutes, spoiled)
+        told = (outcome.peak_memory_mb / 1024, (time.monotonic() - begun) / 60)
+        seen = (vars(before), vars(after))
+        # A crash of its own counts however slow the machine was, but not if it slept.
+        usual = self.usual_flops if outcome.status == "ok" else 0.0
+        if spoiled := machine.spoiled(before, after, usual):
+            return Measured("invalid", None, *told, spoiled, *seen)
         if score.get("status") == "ok":
-            return Measured("ok", score["val_bpb"], memory, minutes, "")
+            return Measured("ok", score["val_bpb"], *told, "", *seen)
         reason = score.get("reason") or f"{outcome.status}: {described(outcome.crash)}"
-        return Measured("crash", None, memory, minutes, reason)
+        return Measured("crash", None, *told, reason, *seen)
 
     def _train(self, run_dir: Path, source: str, seed: int, seconds: float, *flags: str) -> trial.Outcome:
         sent = self._sent(run_dir.name, source, seed)
@@ -124,22 +129,21 @@ class Bench:
         run_dir.mkdir(parents=True)
         return run_dir
 
-    def _speed(self) -> float:
-        speed = machine.matmul_peak("float32")
-        self.usual_speed = max(self.usual_speed, speed)
-        return speed
+    def _condition(self) -> machine.Condition:
+        now = machine.condition()
+        self.usual_flops = max(self.usual_flops, now.flops)
+        return now
 
-    def _spoiled(self, slept: float, before: float, after: float, status: str) -> str:
-        """Why the run does not count, or "". A crash of its own counts however slow the machine was."""
-        if slept > SLEPT_SECONDS:
-            return f"the machine slept for {slept:.0f} s"
-        if status == "ok" and max(before, after) < SLOW * self.usual_speed:
-            return f"the machine ran at {100 * max(before, after) / self.usual_speed:.0f} % of its speed"
-        return ""
-
-    @staticmethod
-    def _asleep() -> float:
-        return machine.seconds_with_sleep() - time.perf_counter()
+    def _fit(self) -> machine.Condition:
+        """The machine's condition when it is fit for a run, or after WAIT_SECONDS whatever it is."""
+        begun, told = time.monotonic(), ""
+        while reason := machine.unfit(now := self._condition(), self.usual_flops):
+            if time.monotonic() - begun > WAIT_SECONDS:
+                break
+            if not told:
+                self.say(told := f"waiting: {reason}")
+            time.sleep(WAIT_SECONDS / 20)
+        return now
 
 
 def described(crash: Crash | None) -> str:

@@ -7,6 +7,7 @@ whether an edit makes sense is not decided here (see proposal.check and space.br
 """
 
 import ast
+import functools
 import hashlib
 import re
 import warnings
@@ -32,8 +33,9 @@ class Constant:
     line: int  # from 1
 
 
+@functools.lru_cache(maxsize=16)  # one proposal is looked at a dozen times
 def parse(source: str) -> ast.Module:
-    """The syntax tree of `source`. Raises Rejected for whatever is not plain, reasonably sized Python."""
+    """The syntax tree of `source`, to be read only. Raises Rejected for what is not plain, reasonably sized Python."""
     if len(source) > MAX_BYTES or len(source.encode("utf-8", "replace")) > MAX_BYTES:
         raise Rejected(f"longer than {MAX_BYTES // 1000} kB")
     if any(ENCODING.match(line) for line in source.split("\n", 2)[:2]):
@@ -119,8 +121,13 @@ def skeleton(source: str, settings: Mapping[str, Any]) -> tuple[str, dict[str, A
 
     A menu of changed constants is compared with all history through this without parsing once per entry.
     """
-    tree = parse(source)
-    assigned = _assigned(tree, settings)
+    return _skeleton(source, tuple(settings.items()))
+
+
+@functools.lru_cache(maxsize=16)
+def _skeleton(source: str, settings: tuple[tuple[str, Any], ...]) -> tuple[str, dict[str, Any]]:
+    tree = parse.__wrapped__(source)  # a tree of its own, to be changed
+    assigned = _assigned(tree, dict(settings))
     for node, _ in assigned.values():
         node.value = ast.Constant(None)
     for node in ast.walk(tree):

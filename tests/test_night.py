@@ -1,0 +1,107 @@
+"""The loop itself over hundreds of experiments: real git, journal, agent and checks; only the training is simulated."""
+
+import random
+import resource
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+import agent_loop
+from lab.agents import BYTES_PER_TOKEN
+from lab.agents.search import Search
+from lab.branch import Branch, git
+from lab.errors import UserError
+from lab.journal import Journal
+from lab.measure import Measured
+from lab.preset import load, to_dict
+
+
+class SimulatedBench:
+    """Runs take no time and give noise around a value; `spoil` says which runs the machine spoils."""
+
+    def __init__(self, spoil=lambda name: False):
+        self.settings = {"preset": to_dict(load("offline")), "minutes": 5.0}
+        self.preflight_seconds, self.sandbox, self.spoil = 1.0, "none", spoil
+        self.random, self.names = random.Random(0), []
+
+    def preflight(self, source: str) -> str:
+        return ""
+
+    def run(self, name: str, source: str, seed: int) -> Measured:
+        self.names.append(name)
+        if self.spoil(name):
+            return Measured("invalid", None, 0.1, 5.0, "the machine slept for 60 s")
+        return Measured("ok", 1.0 + self.random.gauss(0, 0.003), 0.1, 5.0, "")
+
+
+@pytest.fixture
+def night(tmp_path):
+    def begin(**options) -> agent_loop.Night:
+        user = tmp_path / "repo"
+        user.mkdir()
+        (user / "train.py").write_text((ROOT / "train.py").read_text())
+        (user / ".gitignore").write_text("nights/\n")
+        git(user, "init", "--quiet", "-b", "main")
+        git(user, "add", "-A")
+        git(user, "-c", "user.name=u", "-c", "user.email=u@localhost", "commit", "--quiet", "-m", "start")
+        folder = user / "nights" / "n"
+        branch = Branch(user, folder / "worktree", "autoresearch/n")
+        branch.ensure("HEAD")
+        journal = Journal(folder)
+        journal.record("start", tag="n", commit=branch.head)
+        return agent_loop.Night(folder, branch, journal, SimulatedBench(**options), "full", Search())
+
+    return begin
+
+
+def resident_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+def test_hundreds_of_experiments_in_flat_memory_with_a_bounded_briefing(night, monkeypatch):
+    monkeypatch.setattr(agent_loop, "say", lambda line: None)
+    n = night()
+    assert n.go(60) == "done"
+    before = resident_mb()
+    assert n.go(240) == "done"
+    state = n.journal.state
+    assert len(state.experiments) == 301
+    assert resident_mb() - before < 30  # MB; 240 experiments
+    briefing = n.briefing(n.branch.source(state.head()), 0, "", "")
+    for bound in (8_000, 16_000):
+        assert len(briefing.render(bound).encode()) <= bound * BYTES_PER_TOKEN
+    assert len((n.folder / "results.tsv").read_text().splitlines()) == 302
+    assert git(n.branch.worktree, "rev-parse", "HEAD") == state.head()
+    kept = sum(e.status == "keep" for e in state.experiments[1:])
+    assert kept <= 0.05 * 300  # the simulated changes do nothing
+
+
+def test_an_experiment_whose_runs_are_always_spoiled_is_given_up_and_the_night_goes_on(night):
+    n = night(spoil=lambda name: name.startswith("e0001"))
+    assert n.go(2) == "done"
+    first, second = n.journal.state.experiments[1:]
+    assert (first.status, first.runs) == ("crash", 3)
+    assert first.reason == "3 runs in a row were spoiled: the machine slept for 60 s"
+    assert second.status in ("keep", "discard")
+
+
+def test_a_run_spoiled_once_is_run_again(night):
+    n = night(spoil=lambda name: name == "e0001-r1")
+    assert n.go(1) == "done"
+    assert n.journal.state.experiments[1].status in ("keep", "discard")
+    assert n.bench.names.count("e0001-r1") == n.bench.names.count("e0001-r2") == 1
+
+
+def test_a_baseline_that_the_machine_spoils_three_times_is_told_to_the_user(night):
+    with pytest.raises(UserError, match="quiet the machine and run again"):
+        night(spoil=lambda name: True).go(1)
+
+
+def test_the_users_branch_does_not_move(night, monkeypatch):
+    n = night()
+    n.go(3)
+    assert subprocess.check_output(["git", "rev-list", "--count", "main"], cwd=n.branch.repository).strip() == b"1"
