@@ -18,7 +18,8 @@ from lab.errors import UserError
 FOLDER = Path(__file__).resolve().parent.parent / "presets"
 BYTES_VOCAB = 256  # this vocabulary means pure bytes: 256 byte tokens plus the special ones, nothing trained
 DTYPES = ("float32", "bfloat16", "float16")
-TIERED = ("model", "batch", "optimizer")  # the only sections that hardware may set
+READ = ("model", "batch", "optimizer")  # the sections that train.py reads as SETTINGS
+TIERED = (*READ, "tokenizer")  # the only sections that hardware may set
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class Preset:
 
     def settings(self) -> dict[str, Any]:
         """What `train.py` reads as SETTINGS.name: every key of [model], [batch] and [optimizer], and the context."""
-        values = {key: value for part in TIERED for key, value in dataclasses.asdict(getattr(self, part)).items()}
+        values = {key: value for part in READ for key, value in dataclasses.asdict(getattr(self, part)).items()}
         return values | {"sequence_length": self.task.sequence_length}
 
 

@@ -59,7 +59,7 @@ def test_every_shipped_preset_is_valid_on_every_machine(name, hardware):
     loaded = preset.load(name)
     adapted, _ = preset.adapt(loaded, hardware)
     preset.validate(adapted, name)
-    assert (adapted.data, adapted.tokenizer, adapted.task) == (loaded.data, loaded.tokenizer, loaded.task)
+    assert (adapted.data, adapted.task) == (loaded.data, loaded.task)
     assert adapted.task.minutes == 5.0
 
 
@@ -242,9 +242,9 @@ def test_a_hub_preset_needs_a_repository_and_files(tmp_path):
 
 @pytest.mark.parametrize(
     "key",
-    ["train_bytes = 5", "source = 'hub'", "val_bytes = 5", "vocab_size = 256", "sequence_length = 8", "minutes = 1.0"],
+    ["train_bytes = 5", "source = 'hub'", "val_bytes = 5", "sequence_length = 8", "minutes = 1.0"],
 )
-def test_a_tier_may_not_touch_text_task_or_vocabulary(tmp_path, key):
+def test_a_tier_may_not_touch_text_or_task(tmp_path, key):
     told = message(tmp_path, tier('{ backend = "cpu" }', f"{{ {key} }}"))
     assert "hardware tier 1" in told
     assert f"sets {key.split()[0]!r}; a tier may set only depth, width" in told
@@ -335,3 +335,9 @@ def test_settings_hold_every_tiered_key_and_the_context():
     assert settings["sequence_length"] == loaded.task.sequence_length
     assert settings["matrix_lr"] == loaded.optimizer.matrix_lr
     assert not {"vocab_size", "train_bytes", "val_bytes", "minutes"} & settings.keys()
+
+
+def test_a_tier_may_choose_the_vocabulary_and_the_user_has_the_last_word(tmp_path):
+    adapted, _ = preset.adapt(preset.load("tinystories"), CPU)
+    assert adapted.tokenizer.vocab_size == 2048 != preset.load("tinystories").tokenizer.vocab_size
+    assert preset.override(adapted, vocab_size=4096).tokenizer.vocab_size == 4096
