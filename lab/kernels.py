@@ -10,9 +10,9 @@ made with the loss, chunk by chunk, Liger kernels (2410.10989).
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from multiprocessing.pool import ThreadPool
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -32,12 +32,17 @@ def _threads() -> int:
 
 
 @cache
-def _pool() -> ThreadPool:
+def _pool() -> ThreadPoolExecutor:
     """One thread for each core. Each calls numpy's BLAS, which therefore keeps to the calling core."""
     for library in ThreadpoolController().lib_controllers:
         if os.path.dirname(library.filepath).endswith("numpy.libs"):
             library.set_num_threads(1)
-    return ThreadPool(_threads())
+    return ThreadPoolExecutor(_threads())
+
+
+def _each(function: Callable, items: Iterable) -> list:
+    """function(item) of every item, on all cores."""
+    return list(_pool().map(function, items))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -73,7 +78,7 @@ def _attention(scale: float, window: int) -> Callable:
     def function(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
         q, k, v = np.asarray(q), np.asarray(k), np.asarray(v)
         y, log_sum = np.empty(q.shape, np.float32), np.empty((*q.shape[:3], 1), np.float32)
-        _pool().map(lambda b: _attention_row(q[b], k[b], v[b], y[b], log_sum[b], scale, window), range(len(q)))
+        _each(lambda b: _attention_row(q[b], k[b], v[b], y[b], log_sum[b], scale, window), range(len(q)))
         return mx.array(y), mx.array(log_sum)
 
     @function.vjp
@@ -86,7 +91,7 @@ def _attention(scale: float, window: int) -> Callable:
                 q[b], k[b], v[b], y[b], log_sum[b], dy[b], *(g[b] for g in gradients), scale, window
             )
 
-        _pool().map(row, range(len(q)))
+        _each(row, range(len(q)))
         return tuple(mx.array(g) for g in gradients)
 
     return function
@@ -148,8 +153,8 @@ def softcap(logits: mx.array, cap: float) -> mx.array:
 def _tanh(x: mx.array) -> mx.array:
     x = np.asarray(x)
     y = np.empty(x.shape, np.float32)
-    shares = (np.array_split(flat.reshape(-1), _threads()) for flat in (x, y))
-    _pool().starmap(np.tanh, zip(*shares, strict=True))
+    shares = [np.array_split(flat.reshape(-1), _threads()) for flat in (x, y)]
+    _each(lambda i: np.tanh(shares[0][i], out=shares[1][i]), range(_threads()))
     return mx.array(y)
 
 
@@ -225,7 +230,7 @@ def _cross_entropy_cpu(cap: float) -> Callable:
                 loss += _cross_entropy_chunk(x[chunk], head, targets[chunk], cap, 1 / len(x), dx[chunk], dhead)
             return loss, dhead
 
-        losses, dheads = zip(*_pool().map(share, range(_threads())), strict=True)
+        losses, dheads = zip(*_each(share, range(_threads())), strict=True)
         return mx.array(sum(losses), mx.float32), mx.array(dx), mx.array(sum(dheads))
 
     return function
