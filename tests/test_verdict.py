@@ -85,6 +85,15 @@ def test_few_degrees_of_freedom_raise_the_bar():
     assert early.bar > 2 * QUIET.bar
 
 
+def test_hardly_better_with_all_its_runs_is_given_up_unless_it_is_simpler():
+    hardly, fairly = [0.997] * verdict.CANDIDATE_RUNS, [0.992] * verdict.CANDIDATE_RUNS
+    decision = decide(KNOWN, hardly, QUIET)
+    assert (decision.verdict, decision.near_miss) == ("discard", True)
+    assert decide(KNOWN, hardly, QUIET, simpler=True).who == "incumbent"
+    assert (decide(KNOWN, fairly, QUIET).verdict, decide(KNOWN, fairly, QUIET).who) == ("again", "incumbent")
+    assert decide(KNOWN[1:], hardly, QUIET).verdict == "again"  # the incumbent may have been lucky
+
+
 def test_better_but_never_beyond_the_noise_is_a_near_miss_or_a_simplification():
     incumbent, candidate = [1.0] * verdict.INCUMBENT_RUNS, [0.998] * verdict.CANDIDATE_RUNS
     decision = decide(incumbent, candidate, QUIET)
