@@ -25,7 +25,7 @@ AGENT_FLAGS := $(if $(PRESET),--preset $(PRESET)) $(if $(AGENT),--agent $(AGENT)
 	$(if $(UNTIL),--until $(UNTIL)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(LLM_SHARE),--llm-share $(LLM_SHARE)) \
 	$(if $(COMMAND),--command $(call quote,$(COMMAND))) $(if $(SANDBOX),--sandbox $(SANDBOX)) $(if $(RIGOR),--rigor $(RIGOR))
 
-.PHONY: help setup prepare train agent status score sample test lint format lock clean
+.PHONY: help setup prepare train agent status report score sample test lint format lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -60,6 +60,9 @@ agent: $(READY)  ## the night (PRESET= AGENT= MODEL= COMMAND= TAG= EXPERIMENTS= 
 
 status: $(READY)  ## what the latest night, or TAG=, has found
 	@$(PY) agent_loop.py status $(if $(TAG),--tag $(TAG))
+
+report: $(READY)  ## report.html and progress.png of the latest night, or TAG= (WATCH=1 serves it as it goes)
+	@$(PY) agent_loop.py report $(if $(TAG),--tag $(TAG)) $(if $(WATCH),--watch)
 
 score: $(READY)  ## rescore a run (RUN=runs/...)
 	@$(PY) prepare.py score $(call quote,$(or $(RUN),runs/latest))

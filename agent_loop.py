@@ -3,7 +3,7 @@
     python agent_loop.py run --tag nov22                      until Ctrl-C; the same command resumes
     python agent_loop.py run --tag nov22 --until 07:00 --agent search
     python agent_loop.py try -m "wider MLP"                   the same judged step for a change you made yourself
-    python agent_loop.py status | replay 12
+    python agent_loop.py status | replay 12 | report          report.html and progress.png
 
 Everything of a night is in nights/TAG: journal.jsonl (what happened, append-only), results.tsv (upstream's five
 columns), worktree/ (branch autoresearch/TAG, the only place where train.py changes), runs/ and settings.json. Your own
@@ -357,12 +357,17 @@ def summary(night: Night) -> str:
     return "\n".join(lines)
 
 
+def tags() -> list[str]:
+    """Nights with a journal, the one that changed last at the end."""
+    journals = sorted(NIGHTS.glob("*/journal.jsonl"), key=lambda path: path.stat().st_mtime)
+    return [path.parent.name for path in journals]
+
+
 def latest_tag() -> str:
     """The tag whose journal changed last. Raises UserError when there is none."""
-    journals = sorted(NIGHTS.glob("*/journal.jsonl"), key=lambda path: path.stat().st_mtime)
-    if not journals:
+    if not tags():
         raise UserError("there is no night yet; start one with: python agent_loop.py run --tag NAME")
-    return journals[-1].parent.name
+    return tags()[-1]
 
 
 def tag_option(function: Callable) -> Callable:
@@ -489,6 +494,24 @@ def replay(tag: str | None, number: int, seed: int) -> None:
         result = night.bench.run(f"replay-{number}-{seed}", source, seed)
         known = ", ".join(f"{value:.6f}" for value in chosen.values) or "none"
         print(f"experiment {number}: {chosen.hypothesis}\nnow {result.val_bpb} ({result.status}); then {known}")
+
+
+@command.command("report", help="Write report.html and progress.png of a night, finished or not.")
+@tag_option
+@click.option("--stories/--no-stories", default=True, help="Sample stories of baseline and best, half a minute.")
+@click.option("--watch", is_flag=True, help="Serve it on 127.0.0.1 and write it anew every minute until Ctrl-C.")
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="For --watch; 0: any.")
+def report_command(tag: str | None, stories: bool, watch: bool, port: int) -> None:
+    from lab.report import sample_stories, serve, write_report
+    from lab.sandbox import available
+
+    folder = NIGHTS / (tag or latest_tag())
+    if not (folder / "journal.jsonl").is_file():
+        raise UserError(f"there is no night {folder.name}; there are: {', '.join(tags()) or 'none'}")
+    if watch:
+        return serve(folder, port, say)
+    for path in write_report(folder, sample_stories(folder, available()) if stories else None):
+        print(path)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,8 @@
 
 import codecs
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,18 +22,23 @@ def last_run() -> Path:
     return runs[-1].parent
 
 
-def open_run(run_dir: Path) -> tuple[Any, Tokenizer, int]:
+Model = Callable[[np.ndarray], np.ndarray]  # (B, T) int32 tokens to (B, T, V) logits
+
+
+def open_run(run_dir: Path) -> tuple[Model, Tokenizer, int]:
     """Model, tokenizer and context of a run. Raises UserError when it is not whole."""
+    from lab.backend import mx
+
     if not (run_dir / "checkpoint.safetensors").is_file():
         raise UserError(f"{run_dir} has no checkpoint; name a finished run of runs/")
     record = json.loads((run_dir / "settings.json").read_text())
     tokenizer = open_prepared(Path(record["prepared"]), parts=("tokenizer",)).tokenizer
     model = load_model(run_dir.resolve(), tokenizer.vocab_size)
-    return model, tokenizer, record["preset"]["task"]["sequence_length"]
+    return lambda tokens: np.array(model(mx.array(tokens))), tokenizer, record["preset"]["task"]["sequence_length"]
 
 
 def write(
-    model: Any,
+    model: Model,
     tokenizer: Tokenizer,
     length: int,
     *,
@@ -47,8 +51,6 @@ def write(
     """Yield the prompt, then text as it is made, until the document ends or `tokens` are made.
 
     The last `length` tokens are the context. A character is yielded when all its bytes are there."""
-    from lab.backend import mx
-
     generator = np.random.default_rng(seed)
     ids = tokenizer.encode([prompt])[0].tolist()
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -56,7 +58,7 @@ def write(
     for _ in range(tokens):
         context = ids[-length:]
         padded = context + [tokenizer.bos] * (length - len(context))  # one shape; what follows cannot matter
-        logits = np.array(model(mx.array([padded], dtype=mx.int32))[0, len(context) - 1], dtype=np.float64)
+        logits = model(np.array([padded], np.int32))[0, len(context) - 1].astype(np.float64)
         ids.append(choose(logits, temperature, top_k, generator))
         if ids[-1] == tokenizer.bos:
             break

@@ -1,0 +1,416 @@
+"""The morning after: progress.png and one self-contained report.html from a night's journal, runs and branch.
+
+Nothing is computed here that the journal does not say: values, verdicts and noise are read, diffs come from the
+branch, loss curves from the runs that are still on the disk. Sample stories are written by the models themselves,
+which run in the sandbox as they do when they are scored.
+"""
+
+import base64
+import difflib
+import html
+import http.server
+import io
+import json
+import string
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from lab.errors import UserError
+from lab.files import write_atomic
+from lab.history import Experiment, State
+from lab.journal import Journal, read
+
+TEMPLATE = Path(__file__).with_suffix(".html")
+WATCH_SECONDS = 60  # after which a watched page loads itself anew
+CURVE_POINTS = 60  # of one loss curve
+DIFF_LINES = 120  # shown of one experiment
+PROMPTS = ("Once upon a time", "One day, Lily found", "The dog was sad because")
+STORY_TOKENS = 120
+PAPER = ("#ffffff", "#161618")  # light and dark, as in the template
+COLOURS = {"keep": "#1a7f37", "discard": "#8a8a8f", "crash": "#c0362c"}
+
+
+@dataclass
+class Report:
+    """What is told of one night."""
+
+    folder: Path
+    state: State
+    runs: list[dict[str, Any]]  # the journal's "run" events
+    parents: dict[int, Experiment] = field(default_factory=dict)  # experiment -> the incumbent it was judged against
+
+    @property
+    def done(self) -> list[Experiment]:
+        """The settled experiments, the baseline first."""
+        return [e for e in self.state.experiments if e.status != "pending"]
+
+
+def write_report(folder: Path, stories: str | None = None) -> list[Path]:
+    """Write progress.png and report.html into a night's folder and return their paths.
+
+    `stories`: HTML made by `sample_stories`, or None."""
+    report = collect(folder)
+    (folder / "progress.png").write_bytes(picture(report))
+    write_atomic(folder / "report.html", page(report, stories))
+    return [folder / "report.html", folder / "progress.png"]
+
+
+def serve(folder: Path, port: int, say: Callable[[str], None]) -> None:
+    """Serve report.html on 127.0.0.1, written anew when it is asked for and the night went on, until Ctrl-C."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path not in ("/", "/report.html"):
+                return self.send_error(404)
+            report = collect(folder)
+            text = page(report, None, WATCH_SECONDS).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    try:
+        server = http.server.HTTPServer(("127.0.0.1", port), Handler)
+    except OSError as error:
+        raise UserError(f"port {port} cannot be used ({error.strerror}); choose another with --port") from None
+    say(f"night {folder.name} is on http://127.0.0.1:{server.server_port}/ until Ctrl-C")
+    with server:
+        server.serve_forever()
+
+
+def collect(folder: Path) -> Report:
+    """The journal of a night, and who was judged against whom."""
+    journal = Journal(folder)
+    report = Report(folder, journal.state, [r for r in read(journal.path) if r["event"] == "run"])
+    incumbent = None
+    for experiment in journal.state.experiments:
+        if incumbent:
+            report.parents[experiment.id] = incumbent
+        if experiment.status == "keep":
+            incumbent = experiment
+    return report
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The picture
+
+
+def picture(report: Report, dark: bool = False, narrow: bool = False) -> bytes:
+    """PNG: every experiment's mean, one standard error, the kept frontier and its labels (not on a phone)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    with plt.style.context("dark_background" if dark else "default"):
+        figure, axes = plt.subplots(figsize=(4.5, 4) if narrow else (11, 5), layout="constrained")
+        figure.set_facecolor(PAPER[dark])
+        axes.set_facecolor(PAPER[dark])
+        measured = [e for e in report.done if e.values]
+        kept = [e for e in measured if e.status == "keep"]
+        sigma = report.state.noise.sigma if report.state.noise else 0.0
+        for status in ("discard", "keep"):
+            group = [e for e in measured if e.status == status]
+            axes.errorbar(
+                [e.id for e in group],
+                [e.mean for e in group],
+                [sigma / len(e.values) ** 0.5 for e in group],
+                fmt="o",
+                markersize=6 if status == "keep" else 4,
+                linewidth=0.8,
+                alpha=1.0 if status == "keep" else 0.6,
+                color=COLOURS[status],
+                label={"keep": "kept", "discard": "discarded"}[status],
+            )
+        if kept:
+            low, high = _limits([e.mean for e in measured], kept, sigma)
+            last = max(e.id for e in report.done)
+            axes.step([*(e.id for e in kept), last], [*(e.mean for e in kept), kept[-1].mean], where="post",
+                      color=COLOURS["keep"], linewidth=1.5)  # fmt: skip
+            if crashed := [e.id for e in report.done if e.status == "crash"]:
+                axes.plot(crashed, [high] * len(crashed), "x", color=COLOURS["crash"], label="crashed", clip_on=False)
+            axes.set_ylim(low, high)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            if not narrow:
+                _label(axes, kept[1:], low, high, max(1, last))
+            axes.legend(frameon=False, loc="upper right")
+        axes.set(xlabel="experiment", ylabel="val_bpb" if narrow else "val_bpb (mean of its runs ± standard error)")
+        axes.set_title(f"{report.folder.name}: {len(report.done) - 1} experiments, {max(0, len(kept) - 1)} kept")
+        axes.spines[["top", "right"]].set_visible(False)
+        out = io.BytesIO()
+        figure.savefig(out, dpi=160 if narrow else 110)
+        plt.close(figure)
+    return out.getvalue()
+
+
+def _limits(means: list[float], kept: list[Experiment], sigma: float) -> tuple[float, float]:
+    """Of the y axis: the frontier and the usual failures; a few disasters may lie outside."""
+    best, base = min(e.mean for e in kept), kept[0].mean
+    usual = sorted(means)[int(0.9 * (len(means) - 1))]
+    room = max(base - best, 4 * sigma, 1e-3)
+    return best - 0.25 * room - sigma, max(base, min(usual, base + 2 * room)) + 0.35 * room + sigma
+
+
+def _label(axes: Any, kept: list[Experiment], low: float, high: float, last: int) -> None:
+    """Names of the kept changes, at most twelve, the largest gains first, none over another."""
+    taken: list[tuple[float, float]] = []  # (experiment, height as a share of the axis)
+    for experiment in sorted(kept, key=lambda e: e.delta or 0)[:12]:
+        height = (experiment.mean - low) / (high - low) - 0.06
+        while any(abs(experiment.id - x) < 0.3 * last and abs(height - y) < 0.045 for x, y in taken):
+            height -= 0.045
+        if height < 0.01:
+            continue
+        taken.append((experiment.id, height))
+        left = experiment.id < 0.7 * last
+        axes.annotate(
+            _short(experiment.hypothesis, 44),
+            (experiment.id, experiment.mean),
+            (experiment.id, low + height * (high - low)),
+            fontsize=8,
+            ha="left" if left else "right",
+            va="center",
+            arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": "grey"},
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The page
+
+
+def page(report: Report, stories: str | None, refresh: int = 0) -> str:
+    """report.html: one file, nothing from the network. `refresh`: seconds after which it loads itself anew."""
+    sources = _sources(report)
+    curves = {e.id: _curve(report, e) for e in report.done}
+    rows = "\n".join(_row(report, e, sources, curves) for e in report.done)
+    pictures = {
+        f"{'dark' if dark else 'light'}_{'narrow' if narrow else 'wide'}": base64.b64encode(
+            picture(report, dark, narrow)
+        ).decode()
+        for dark in (False, True)
+        for narrow in (False, True)
+    }
+    best = report.state.incumbent
+    tag = report.folder.name
+    return string.Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        title=html.escape(f"Night {tag}"),
+        lead=html.escape(summary(report)),
+        **pictures,
+        rows=rows,
+        stories=stories or '<p class="quiet">None were written; the checkpoints of baseline and best are needed.</p>',
+        machine=_machine(report),
+        reproduce=html.escape(
+            f"git checkout autoresearch/{tag} -- train.py   # the winner: experiment {best.id}, {best.commit[:7]}\n"
+            f"make train SEED=1\n# or train and score it again beside the others:\n"
+            f"python agent_loop.py replay --tag {tag} {best.id}"
+            if best
+            else "no experiment is finished yet"
+        ),
+        footer=html.escape(
+            f"Written {datetime.now():%Y-%m-%d %H:%M} from {report.folder.name}/journal.jsonl. val_bpb: bits per byte "
+            "of the validation text, lower is better. sigma: what the same code moves with another seed."
+        ),
+        watch=f"setTimeout(() => location.reload(), {1000 * refresh});" if refresh else "",
+    )
+
+
+def summary(report: Report) -> str:
+    """The night in three sentences."""
+    done, best = report.done, report.state.incumbent
+    if not best:
+        return "No experiment is finished yet."
+    counts = {kind: sum(e.status == kind for e in done[1:]) for kind in COLOURS}
+    base, gain = done[0].mean, done[0].mean - best.mean
+    hours = sum(e.minutes for e in done) / 60
+    sigma = report.state.noise.sigma
+    first = (
+        f"{_count(len(done) - 1, 'experiment')} took {hours:.1f} hours of training and scoring: {counts['keep']} kept, "
+        f"{counts['discard']} discarded, {counts['crash']} crashed, {report.state.refused} refused beforehand."
+    )
+    if not best.id:
+        near = sum(e.near_miss for e in done[1:])
+        second = f"Nothing beat the baseline's {base:.4f} bits per byte beyond the noise ({_count(near, 'near miss')})."
+    else:
+        second = (
+            f"val_bpb fell from {base:.4f} to {best.mean:.4f} (-{100 * gain / base:.1f} %, {gain / sigma:.1f} sigma); "
+            f"the best is experiment {best.id}, {_short(best.hypothesis, 80)}, the mean of "
+            f"{_count(len(best.values), 'run')}."
+        )
+    return f"{first} {second} One run of the same code varies by {sigma:.4f} ({100 * sigma / base:.1f} %)."
+
+
+def _row(report: Report, e: Experiment, sources: dict[int, list[str]], curves: dict[int, list[tuple]]) -> str:
+    parent = report.parents.get(e.id)
+    inside = [f"<p>{html.escape(e.reason)}</p>"] if e.reason else []
+    if e.values:
+        inside.append(f'<p class="quiet">runs: {", ".join(f"{v:.4f}" for v in e.values)}; {html.escape(e.agent)}</p>')
+    if parent and e.id in sources and parent.id in sources:
+        inside.append(f"<pre>{_diff(sources[parent.id], sources[e.id])}</pre>")
+    if curves[e.id]:
+        inside.append(_svg(curves[e.id], curves.get(parent.id, []) if parent else []))
+    idea = html.escape(e.hypothesis)
+    text = f"<details><summary>{idea}</summary>{''.join(inside)}</details>" if inside else idea
+    value = f"{e.mean:.4f}" if e.values else ""
+    return (
+        f'<tr data-status="{e.status}"><td>{e.id}</td><td class="text" data-v="{idea}">{text}</td>'
+        f'<td class="{e.status}">{e.status}</td><td>{value}</td>{_cell(e.delta if e.id else None, "+.4f")}'
+        f'{_cell(e.sigma, ".4f", "wide")}<td class="wide">{e.runs}</td>{_cell(e.memory_gb, ".1f", "wide")}'
+        f"{_cell(e.minutes, '.1f', 'wide')}</tr>"
+    )
+
+
+def _cell(value: float | None, form: str, kind: str = "") -> str:
+    shown = "" if value is None else format(value, form)
+    return f'<td class="{kind}" data-v="{"" if value is None else value}">{shown}</td>'
+
+
+def _sources(report: Report) -> dict[int, list[str]]:
+    """Lines of train.py of every experiment whose commit git still has, from one git process."""
+    done = report.done
+    asked = "".join(f"{e.commit}:train.py\n" for e in done)
+    command = ["git", "-C", str(report.folder), "cat-file", "--batch"]
+    try:
+        answer = io.BytesIO(subprocess.run(command, input=asked.encode(), capture_output=True, check=True).stdout)
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    found = {}
+    for experiment in done:
+        head = answer.readline().split()
+        if len(head) == 3:
+            found[experiment.id] = answer.read(int(head[2])).decode(errors="replace").splitlines()
+            answer.read(1)
+    return found
+
+
+def _diff(before: list[str], after: list[str]) -> str:
+    """Unified diff as HTML. Equal ends are cut off first: they are nearly the whole file."""
+    head = next(
+        (i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after))
+    )
+    tail = 0
+    while tail < min(len(before), len(after)) - head and before[-1 - tail] == after[-1 - tail]:
+        tail += 1
+    start, spare = max(0, head - 2), max(0, tail - 2)
+    lines = list(difflib.unified_diff(before[start : len(before) - spare], after[start : len(after) - spare], n=2))[2:]
+    shown = []
+    for line in lines[:DIFF_LINES]:
+        kind = {"+": "add", "-": "del"}.get(line[:1], "")
+        if not line.startswith("@@"):
+            shown.append(f'<span class="{kind}">{html.escape(line)}</span>' if kind else html.escape(line))
+    more = [f"({len(lines) - DIFF_LINES} more lines)"] if len(lines) > DIFF_LINES else []
+    return "\n".join(shown + more) or "no difference"
+
+
+def _curve(report: Report, e: Experiment) -> list[tuple[float, float]]:
+    """(seconds, smoothed loss in nats per token) of its first run that is still there."""
+    for run in (r["run"] for r in report.runs if r["id"] == e.id and r["who"] == "candidate"):
+        path = report.folder / "runs" / run / "steps.jsonl"
+        if path.is_file():
+            return _points(path)
+    return []
+
+
+def _points(path: Path) -> list[tuple[float, float]]:
+    steps = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+            steps.append((float(entry["seconds"]), float(entry["loss"])))
+        except (ValueError, KeyError, TypeError):
+            continue
+    size = max(1, -(-len(steps) // CURVE_POINTS))
+    groups = [steps[at : at + size] for at in range(0, len(steps), size)]
+    return [(g[-1][0], fmean(loss for _, loss in g)) for g in groups]
+
+
+def _svg(mine: list[tuple[float, float]], theirs: list[tuple[float, float]]) -> str:
+    """Two loss curves; the first tenth of a run is left out, where all look alike."""
+    both = [p for curve in (mine, theirs) for p in curve[len(curve) // 10 :]]
+    right = max(x for x, _ in both) or 1.0
+    low, high = min(y for _, y in both), max(y for _, y in both)
+    span = high - low or 1.0
+
+    def line(curve: list[tuple[float, float]], name: str) -> str:
+        points = " ".join(
+            f"{300 * x / right:.0f},{100 - 90 * (y - low) / span:.1f}" for x, y in curve[len(curve) // 10 :]
+        )
+        return f'<polyline class="{name}" points="{points}"/>' if points else ""
+
+    return (
+        f'<svg viewBox="0 0 340 112" role="img" aria-label="loss curves">{line(theirs, "theirs")}{line(mine, "mine")}'
+        f'<text x="303" y="100">{low:.2f}</text><text x="303" y="14">{high:.2f}</text><text x="0" y="111">'
+        f"training loss over {right:.0f} s: this, and the incumbent's in grey</text></svg>"
+    )
+
+
+def _machine(report: Report) -> str:
+    """The machine's condition over the night, and which runs it spoiled."""
+    seen = [r for r in report.runs if r.get("before") and r.get("after")]
+    if not seen:
+        return '<p class="quiet">No conditions were recorded.</p>'
+    speeds = [r["before"]["flops"] / 1e9 for r in seen]
+    parts = [f"matmul speed before runs {min(speeds):,.0f} to {max(speeds):,.0f} GFLOP/s"]
+    for name, words in (("heat", "thermal pressure"), ("memory_pressure", "memory pressure")):
+        levels = [r["after"][name] for r in seen if r["after"].get(name) is not None]
+        parts += [f"{words} at most {max(levels)}"] if levels else []
+    swaps = [r["after"]["swap_mb"] for r in seen if r["after"].get("swap_mb") is not None]
+    parts += [f"swap at most {max(swaps):,.0f} MB"] if swaps else []
+    powers = {r["after"]["power"] for r in seen if r["after"].get("power")}
+    parts += [f"power: {' and '.join(sorted(powers))}"] if powers else []
+    spoiled = [r for r in report.runs if r["status"] == "invalid"]
+    items = "".join(f"<li>{html.escape(r['run'])}: {html.escape(r['reason'])}</li>" for r in spoiled[:50])
+    told = f"<p>{_count(len(spoiled), 'run')} spoiled and repeated:</p><ul>{items}</ul>" if spoiled else ""
+    clean = "" if spoiled else " No run was spoiled."
+    return f"<p>Over {_count(len(seen), 'run')}: {html.escape('; '.join(parts))}.{clean}</p>{told}"
+
+
+def sample_stories(folder: Path, sandbox: str) -> str | None:
+    """HTML: the same prompts continued by baseline and best; None where a checkpoint is missing."""
+    state = Journal(folder).state
+    if not state.experiments or not state.incumbent:
+        return None
+    columns = []
+    for title, e in (("baseline", state.experiments[0]), ("best", state.incumbent)):
+        run_dir = folder / "runs" / f"e{e.id:04d}-r1"
+        if not (run_dir / "checkpoint.safetensors").is_file():
+            return None
+        told = "".join(f"<p>{html.escape(text)}</p>" for text in _stories(run_dir, sandbox))
+        columns.append(f"<div><strong>{title}</strong>, {e.values[0]:.4f}{told}</div>")
+        if not state.incumbent.id:
+            break
+    return f'<div class="stories">{"".join(columns)}</div>'
+
+
+def _stories(run_dir: Path, sandbox: str) -> list[str]:
+    """Continuations of PROMPTS by the model of a run, which answers from the sandbox."""
+    from lab.sample import write
+    from lab.score import Rejected, model_process
+    from lab.shards import open_prepared
+
+    settings = json.loads((run_dir / "settings.json").read_text())
+    tokenizer = open_prepared(Path(settings["prepared"]), parts=("tokenizer",)).tokenizer
+    length = settings["preset"]["task"]["sequence_length"]
+    options = {"tokens": STORY_TOKENS, "temperature": 0.8, "top_k": 50, "seed": 0}
+    try:
+        with model_process(run_dir, tokenizer.vocab_size, sandbox) as model:
+            model.load(run_dir / "checkpoint.safetensors")
+            return ["".join(write(model.logits, tokenizer, length, prompt=p, **options)) for p in PROMPTS]
+    except Rejected as reason:
+        return [f"(no story: {reason})"]
+
+
+def _count(number: int, noun: str) -> str:
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
+def _short(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"

@@ -1,0 +1,144 @@
+"""The report of a night: what it says, that it stays one small file, and how a browser shows it."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+import threading
+import time
+import urllib.request
+
+import pytest
+from night_writer import night
+
+from lab import report
+from lab.errors import UserError
+from lab.journal import Journal
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+def a_night(folder, experiments: int):
+    """A journal with `experiments` experiments and a loss curve for each."""
+    folder.mkdir()
+    night(folder, experiments + 1)
+    steps = [{"step": i, "seconds": 0.3 * i, "loss": 8 * (i + 1) ** -0.2, "tokens": i} for i in range(1000)]
+    curve = "".join(json.dumps(step) + "\n" for step in steps)
+    for number in range(experiments + 1):
+        path = folder / "runs" / f"e{number:04d}-r1" / "steps.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(curve)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return a_night(tmp_path_factory.mktemp("report") / "nov24", 30)
+
+
+def text_of(folder) -> str:
+    return report.page(report.collect(folder), None)
+
+
+def test_every_experiment_is_in_the_table_with_its_verdict(small):
+    state = Journal(small).state
+    rows = re.findall(r'<tr data-status="(\w+)"><td>(\d+)</td>', text_of(small))
+    assert rows == [(e.status, str(e.id)) for e in state.experiments]
+    assert f"<td>{state.incumbent.mean:.4f}</td>" in text_of(small)
+
+
+def test_the_summary_is_three_sentences_of_the_journals_numbers(small):
+    told = report.summary(report.collect(small))
+    state = Journal(small).state
+    assert len(re.findall(r"\. (?=[A-Zv])|\.$", told)) == 3
+    assert "30 experiments" in told
+    assert f"{state.experiments[0].mean:.4f}" in told
+    assert f"{state.noise.sigma:.4f}" in told
+
+
+def test_nothing_comes_from_the_network(small):
+    assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//", text_of(small))
+
+
+def test_an_agents_words_cannot_become_markup(tmp_path):
+    folder = a_night(tmp_path / "n", 2)
+    journal = (folder / "journal.jsonl").read_text().replace("idea 1", "<script>alert(1)</script>")
+    (folder / "journal.jsonl").write_text(journal)
+    shown = text_of(folder)
+    assert "<script>alert" not in shown
+    assert html.escape("<script>alert(1)</script>") in shown
+
+
+def test_a_thousand_experiments_in_seconds_and_megabytes(tmp_path):
+    folder = a_night(tmp_path / "long", 1000)
+    begun = time.perf_counter()
+    paths = report.write_report(folder)
+    seconds = time.perf_counter() - begun
+    assert sum(path.stat().st_size for path in paths) < 10e6
+    assert seconds < 15  # 5 on a machine that does nothing else
+
+
+def test_a_diff_shows_the_change_and_two_lines_around_it():
+    before = [f"line {i}" for i in range(50)]
+    after = [*before[:20], "new <b>", *before[21:]]
+    shown = report._diff(before, after).splitlines()
+    assert shown == [
+        " line 18", " line 19", '<span class="del">-line 20</span>', '<span class="add">+new &lt;b&gt;</span>',
+        " line 21", " line 22",
+    ]  # fmt: skip
+    assert report._diff(before, before) == "no difference"
+    assert "more lines" in report._diff([], [str(i) for i in range(500)])
+
+
+def test_a_night_without_a_finished_experiment_has_a_report(tmp_path):
+    folder = tmp_path / "new"
+    Journal(folder).record("start", tag="new", commit="0" * 40)
+    assert "No experiment is finished yet" in report.write_report(folder)[0].read_text()
+
+
+def test_conditions_and_spoiled_runs_are_told(small):
+    found = report.collect(small)
+    found.runs = [
+        {"run": "e0001-r1", "status": "invalid", "reason": "the machine slept for 60 s",
+         "before": {"flops": 1.5e11, "power": "AC"}, "after": {"heat": 2, "swap_mb": 10.0, "power": "battery"}},
+    ]  # fmt: skip
+    told = report._machine(found)
+    for words in ("150 to 150 GFLOP/s", "thermal pressure at most 2", "power: battery", "e0001-r1: the machine slept"):
+        assert words in told
+
+
+def test_watching_serves_the_night_as_it_goes(small, monkeypatch):
+    told = []
+    thread = threading.Thread(target=report.serve, args=(small, 0, told.append), daemon=True)
+    thread.start()
+    while not told:
+        time.sleep(0.01)
+    address = re.search(r"http://127\.0\.0\.1:\d+/", told[0])[0]
+    answer = urllib.request.urlopen(address, timeout=30)
+    assert answer.status == 200
+    assert "location.reload" in answer.read().decode()
+    with pytest.raises(urllib.error.HTTPError):
+        urllib.request.urlopen(address + "journal.jsonl", timeout=30)
+    with pytest.raises(UserError, match="--port"):
+        report.serve(small, int(address.split(":")[2].strip("/")), told.append)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.parametrize(("width", "dark"), [(390, True), (1200, False)])
+def test_a_browser_shows_it_without_sideways_scrolling(small, tmp_path, width, dark):
+    page = tmp_path / "page.html"
+    probe = "<script>document.title = 'width ' + document.documentElement.scrollWidth</script></body>"
+    page.write_text(text_of(small).replace("</body>", probe))
+    command = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900", "--hide-scrollbars",
+    ]  # fmt: skip
+    command += ["--blink-settings=preferredColorScheme=0"] if dark else []
+    done = subprocess.run([*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
+    shown = int(re.search(r"<title>width (\d+)</title>", done.stdout)[1])
+    assert shown <= max(width, 500)  # a headless window is never narrower than 500
+    picture = tmp_path / "page.png"
+    subprocess.run([*command, f"--screenshot={picture}", page.as_uri()], capture_output=True, timeout=120, check=True)
+    assert picture.read_bytes().startswith(b"\x89PNG")
