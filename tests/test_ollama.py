@@ -11,7 +11,7 @@ from ollama_server import CODER, OllamaServer
 
 from lab.agents import NoProposal
 from lab.agents.hybrid import Hybrid
-from lab.agents.ollama import Ollama
+from lab.agents.ollama import RESTING, Ollama
 from lab.agents.ollama_client import Server, billions, full_name
 from lab.agents.search import Search
 from lab.errors import UserError
@@ -53,6 +53,16 @@ def test_a_night_with_a_small_model(serve):
     change = json.loads(server.answer(chats[0]))["change"]
     assert all(change not in chat["format"]["properties"]["change"]["enum"] for chat in chats[1:])
     assert server.loaded == {}
+
+
+def test_constants_of_the_last_failures_rest_and_those_that_were_kept_do_not(serve):
+    def changed(verdict: str) -> list[str]:
+        proposals = night(agent_for(serve()), 8, lambda values: (0.001, verdict))
+        return [name for proposal in proposals for name in proposal.edit["values"]]
+
+    failing = changed("discard")
+    assert all(len(set(failing[at : at + RESTING + 1])) == RESTING + 1 for at in range(len(failing) - RESTING))
+    assert len(set(changed("keep"))) < 8  # what helps may be followed up at once
 
 
 def test_the_model_is_gone_from_memory_before_propose_returns(serve):

@@ -30,6 +30,7 @@ MEMORY_SHARE = 0.7  # of the machine, for weights and context; the rest is the s
 BYTES_PER_TOKEN_CUT = 6.0  # fewer prompt tokens than one per so many bytes: the server has cut the prompt
 DENSITY_SLACK = 1.5  # the same, against the tersest prompt of this form so far; a cut one is halved
 LONGEST_DEFINITION = 120  # lines
+RESTING = 3  # last failures whose constants are left out of the menu: else a small model goes on with the same one
 
 SYSTEM = (
     "You improve a small language model that trains for five minutes. You propose one experiment at a time; "
@@ -133,7 +134,7 @@ class Ollama:
 
     def _question(self, briefing: Briefing, model: Model) -> Question:
         """What to ask this time; on a plateau code is changed where the model can."""
-        forms, menu = self._forms(model), briefing.menu()
+        forms, menu = self._forms(model), _rested(briefing)
         draw = random.Random(f"{self.seed} {briefing.number} {briefing.attempt}")
         form = forms[-1] if briefing.plateau else draw.choice(forms)
         if form == "menu" and not menu:
@@ -224,6 +225,14 @@ def _menu_prompt(briefing: Briefing, menu: Menu, room: int) -> str:
     ]
     tail = "\n".join(["## Menu", *lines, "", ASK["menu"]])
     return f"{briefing.render(room - _tokens(tail), code='')}\n{tail}"
+
+
+def _rested(briefing: Briefing) -> Menu:
+    """The menu without the constants of the last failures, or the whole one where nothing else is left."""
+    menu = briefing.menu()
+    failed = [tried for tried in briefing.history if tried.verdict != "keep"][-RESTING:]
+    resting = {name for tried in failed for name in (tried.edit or {}).get("values", {})}
+    return {name: values for name, values in menu.items() if name not in resting} or menu
 
 
 def _targets(source: str) -> list[str]:
