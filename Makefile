@@ -25,7 +25,7 @@ AGENT_FLAGS := $(if $(PRESET),--preset $(PRESET)) $(if $(AGENT),--agent $(AGENT)
 	$(if $(UNTIL),--until $(UNTIL)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(LLM_SHARE),--llm-share $(LLM_SHARE)) \
 	$(if $(COMMAND),--command $(call quote,$(COMMAND))) $(if $(SANDBOX),--sandbox $(SANDBOX)) $(if $(RIGOR),--rigor $(RIGOR))
 
-.PHONY: help setup prepare train agent status report score sample test lint format lock clean
+.PHONY: help setup prepare train agent status report score sample doctor clean-cache test lint format lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -69,6 +69,12 @@ score: $(READY)  ## rescore a run (RUN=runs/...)
 
 sample: $(READY)  ## text from a checkpoint (RUN= PROMPT= TOKENS= TEMPERATURE= TOP_K= SEED= COUNT=)
 	@$(PY) prepare.py sample $(SAMPLE_FLAGS)
+
+doctor: $(READY)  ## what of this machine serves a night and what does not
+	@$(PY) prepare.py doctor
+
+clean-cache: $(READY)  ## prepared data with sizes; NAMES='...' removes these, ALL=1 all that is not in use
+	@$(PY) prepare.py clean $(NAMES) $(if $(ALL),--all)
 
 test: $(READY)  ## the tests, a few minutes (ARGS='tests/test_score.py -x')
 	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)

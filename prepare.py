@@ -3,6 +3,8 @@
     python prepare.py --preset tinystories [--vocab 1024] [--seq 512] [--files 'GLOB'] [--val-files 'GLOB']
     python prepare.py score RUN_DIR       rescore any finished run
     python prepare.py sample [RUN_DIR]    text from a checkpoint
+    python prepare.py doctor              what of this machine serves a night and what does not
+    python prepare.py clean               prepared data and what it takes, to be removed
 
 train.py takes from here the settings of the preset (SETTINGS) and `execute`, which gives it batches, clock and seed
 and writes checkpoint and records. Importing this module does nothing.
@@ -134,6 +136,36 @@ def sample_command(run_dir: Path | None, count: int, seed: int, **options: Any) 
         for piece in write(model, tokenizer, length, seed=seed + number, **options):
             print(piece, end="", flush=True)
         print("\n" if number + 1 < count else "")
+
+
+@command.command(
+    "doctor", help="Look at machine, data, sandbox, hub and models. Exit status 1 if something must be mended."
+)
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def doctor_command(as_json: bool) -> None:
+    from lab.doctor import examine, tell
+
+    findings = []
+    for finding in examine():
+        findings.append(finding)
+        if not as_json:
+            print(tell([finding], False), flush=True)
+    if as_json:
+        print(tell(findings, True))
+    if any(finding.level == "failure" for finding in findings):
+        sys.exit(1)
+
+
+@command.command("clean", help="List prepared data and the hub's downloads with their sizes; remove what is named.")
+@click.argument("names", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Remove all but what is in use (prepared last, and nights).")
+def clean_command(names: tuple[str, ...], everything: bool) -> None:
+    from lab.housekeeping import listing, remove
+
+    for entry in listing():
+        print(entry)
+    if names or everything:
+        print(remove(names, everything))
 
 
 if __name__ == "__main__":
