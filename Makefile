@@ -50,9 +50,9 @@ $(READY): requirements.txt
 prepare: $(READY)  ## text and tokenizer (PRESET= VOCAB= SEQ= FILES= VAL_FILES=)
 	@$(PREPARE)
 
-train: $(READY)  ## five minutes, then val_bpb (with PRESET=: prepares first; MINUTES= STEPS= SEED= RUN_DIR=)
+train: $(READY)  ## five minutes, then val_bpb (with PRESET=: prepares first; MINUTES= STEPS= SEED= RUN_DIR= HOSTS=)
 	@$(if $(PRESET)$(FILES)$(VOCAB)$(SEQ),,[ -f "$(CURRENT)" ] ||) $(PREPARE)
-	@$(PY) train.py $(TRAIN_FLAGS)
+	@$(if $(HOSTS),$(VENV)/bin/mlx.launch --backend ring --hostfile $(HOSTS) -- )$(PY) train.py $(TRAIN_FLAGS)
 
 agent: $(READY)  ## the night (PRESET= AGENT= MODEL= COMMAND= TAG= EXPERIMENTS= UNTIL= MINUTES= LLM_SHARE= SANDBOX= RIGOR=)
 	@$(if $(PRESET),:,[ -f "$(CURRENT)" ] || $(PREPARE))

@@ -62,7 +62,8 @@ class Night:
     def go(self, experiments: int | None) -> str:
         """Work until `experiments` more are settled (after the baseline) or something says stop; returns why."""
         state = self.journal.state
-        last = None if experiments is None else (len(state.experiments) or 1) + experiments  # the baseline is no. 0
+        known = len(state.experiments) + (not state.incumbent and not state.pending)  # the baseline is not counted
+        last = None if experiments is None else known + experiments
         while True:
             self.branch.reset(state.head())
             step = state.step()
@@ -83,7 +84,7 @@ class Night:
     def propose(self) -> bool:
         """Get a proposal past its checks and commit it. False when nobody has one."""
         state = self.journal.state
-        if not state.experiments:
+        if not state.incumbent:
             return self.commit(Proposal(self.branch.source(state.head()), "baseline", "none"))
         base, refused, refused_source = self.branch.source(state.head()), "", ""
         for attempt in range(2 * (1 + REDRAWS)):
@@ -118,7 +119,7 @@ class Night:
         state = self.journal.state
         number, source = len(state.experiments), proposal.source
         commit = state.head()
-        if state.experiments:
+        if state.incumbent:
             commit = self.branch.commit(source, f"experiment {number}: {proposal.hypothesis}")
         elif reason := self.bench.preflight(source):
             raise UserError(f"the baseline fails before it starts: {reason}")
@@ -158,9 +159,9 @@ class Night:
         self.journal.record("run", id=step.id, who=step.who, run=step.run, seed=step.seed, **result)
         number = f"val_bpb {result['val_bpb']:.6f}" if result["status"] == "ok" else result["reason"]
         say(f"run {step.run}: {result['status']}, {number}, {result['minutes']:.1f} min")
-        if result["status"] == "crash" and not state.pending.id and step.who == "candidate":
-            self.journal.record("note", text="the baseline crashed")
-            raise UserError(f"the baseline fails: {result['reason']}")
+        if result["status"] == "crash" and not state.incumbent:
+            self.settle("crash")
+            raise UserError(f"the baseline fails: {result['reason']}; the same command tries it again")
 
     def judge(self) -> None:
         found = self.journal.state.judge(self.rigor)
@@ -251,6 +252,8 @@ def open_night(tag: str, *, preset: str | None, minutes: float | None, rigor: st
         say("WARNING: no sandbox: train.py, written by an agent, can read and write whatever you can, and the network")
     elif fault := self_test(kind):
         raise UserError(f"the sandbox {kind} does not hold here ({fault}); choose another, or --sandbox none")
+    if kind in ("seatbelt", "landlock"):  # no loopback network within: one process trains
+        settings["preset"]["batch"]["processes"] = 1
     branch = Branch(ROOT, folder / "worktree", f"autoresearch/{tag}")
     branch.ensure(git(ROOT, "rev-parse", "HEAD"))
     journal = Journal(folder)
@@ -345,15 +348,16 @@ def summary(night: Night) -> str:
     done = [e for e in state.experiments if e.status != "pending"]
     if not done or not state.incumbent:
         return f"{night.folder.name}: no experiment is finished yet"
-    counts = {kind: sum(e.status == kind for e in done[1:]) for kind in ("keep", "discard", "crash")}
-    base, best = done[0], state.incumbent
+    best, base = state.incumbent, next(e for e in done if e.status == "keep")
+    others = [e for e in done if e is not base]
+    counts = {kind: sum(e.status == kind for e in others) for kind in ("keep", "discard", "crash")}
     lines = [
-        f"{night.folder.name}: {len(done) - 1} experiments: {counts['keep']} kept, {counts['discard']} discarded, "
+        f"{night.folder.name}: {len(others)} experiments: {counts['keep']} kept, {counts['discard']} discarded, "
         f"{counts['crash']} crashed, {state.refused} refused before training",
         f"baseline  {base.mean:.6f}",
         f"incumbent {best.mean:.6f} (experiment {best.id}, {len(best.values)} runs; noise {state.noise.sigma:.4f})",
     ]
-    lines += [f"  kept {e.id}: {e.hypothesis} ({e.delta:+.6f})" for e in done[1:] if e.status == "keep"]
+    lines += [f"  kept {e.id}: {e.hypothesis} ({e.delta:+.6f})" for e in others if e.status == "keep"]
     return "\n".join(lines)
 
 

@@ -2,11 +2,12 @@
 
 `for step in clock` goes on until the budget is spent. The first WARMUP_STEPS steps, in which kernels are compiled and
 caches filled, are not billed, but never more than WARMUP_SECONDS of them. The clock does not run while the machine
-sleeps; how long it slept is recorded, so that such a run can be repeated.
+sleeps; how long it slept is recorded, so that such a run can be repeated. Where several processes train as one, the
+time is rank 0's: it is told to all before every step, so that they take the same rates and end together.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from lab.machine import seconds_with_sleep
 
@@ -17,7 +18,9 @@ WARMUP_SECONDS = 45.0  # a cold compile on the CPU takes 15-30 s
 class Clock:
     """`minutes` of training, or exactly `steps` steps when that is given (then the minutes are no bound)."""
 
-    def __init__(self, minutes: float, steps: int | None = None):
+    def __init__(self, minutes: float, steps: int | None = None, agree: Callable[[float], float] | None = None):
+        """`agree` maps this process's seconds to those of all."""
+        self.agree, self._agreed = agree, 0.0
         self.budget = minutes * 60  # seconds
         self.steps = steps
         self.step = 0  # steps handed out so far
@@ -44,7 +47,7 @@ class Clock:
         """0 at the start, 1 when the budget is spent: what schedules depend on."""
         if self.steps is not None:
             return min(1.0, self.step / self.steps)
-        return min(1.0, self.elapsed / self.budget)
+        return min(1.0, (self._agreed if self.agree else self.elapsed) / self.budget)
 
     @property
     def slept(self) -> float:
@@ -52,7 +55,9 @@ class Clock:
         return max(0.0, self._sleep_gap() - self._asleep_at_start)
 
     def _spent(self) -> bool:
-        return self.step >= self.steps if self.steps is not None else self.elapsed >= self.budget
+        if self.agree:
+            self._agreed = self.agree(self.elapsed)
+        return self.step >= self.steps if self.steps is not None else self.progress >= 1
 
     @staticmethod
     def _sleep_gap() -> float:

@@ -62,6 +62,7 @@ class Model:
 class Batch:
     tokens_per_step: int  # tokens per optimizer step
     rows: int  # sequences per forward and backward pass; the rest of a step is accumulated
+    processes: int = 1  # that train as one on this machine; each takes its share of a step (lab/parallel.py)
 
 
 @dataclass(frozen=True)
@@ -168,10 +169,12 @@ def override(preset: Preset, *, vocab_size: int | None = None, sequence_length: 
         preset = dataclasses.replace(preset, tokenizer=Tokenizer(vocab_size))
     if sequence_length is not None:
         rows = max(1, preset.batch.rows * preset.task.sequence_length // max(1, sequence_length))
+        together = rows * max(1, sequence_length) * preset.batch.processes
+        processes = preset.batch.processes if preset.batch.tokens_per_step % together == 0 else 1
         preset = dataclasses.replace(
             preset,
             task=dataclasses.replace(preset.task, sequence_length=sequence_length),
-            batch=dataclasses.replace(preset.batch, rows=rows),
+            batch=dataclasses.replace(preset.batch, rows=rows, processes=processes),
         )
     return preset
 
@@ -190,7 +193,7 @@ def to_dict(preset: Preset) -> dict[str, Any]:
 def validate(preset: Preset, where: str) -> None:
     """Refuse impossible values. Raises UserError naming the key and what would be possible."""
     data, task, model, batch, rates = preset.data, preset.task, preset.model, preset.batch, preset.optimizer
-    per_pass = max(1, batch.rows * task.sequence_length)
+    per_pass = max(1, batch.rows * task.sequence_length * batch.processes)
     documents = data.val_documents
     rules = [
         (preset.data.source in ("hub", "stories", "files"), "data.source", "must be hub, stories or files"),
@@ -235,8 +238,9 @@ def validate(preset: Preset, where: str) -> None:
         (
             batch.rows > 0 and batch.tokens_per_step > 0 and batch.tokens_per_step % per_pass == 0,
             "batch.tokens_per_step",
-            f"must be a multiple of rows x sequence_length = {per_pass}",
+            f"must be a multiple of rows x sequence_length x processes = {per_pass}",
         ),
+        (batch.processes > 0, "batch.processes", "must be positive"),
         (
             all(value > 0 for key, value in vars(rates).items() if key.endswith("_lr") and key != "final_lr"),
             "optimizer.*_lr",

@@ -46,8 +46,18 @@ class Report:
 
     @property
     def done(self) -> list[Experiment]:
-        """The settled experiments, the baseline first."""
+        """The settled experiments."""
         return [e for e in self.state.experiments if e.status != "pending"]
+
+    @property
+    def base(self) -> Experiment | None:
+        """The baseline: what was kept first."""
+        return next((e for e in self.done if e.status == "keep"), None)
+
+    @property
+    def tried(self) -> list[Experiment]:
+        """The settled experiments without the baseline."""
+        return [e for e in self.done if e is not self.base]
 
 
 def write_report(folder: Path, stories: str | None = None) -> list[Path]:
@@ -144,7 +154,7 @@ def picture(report: Report, dark: bool = False, narrow: bool = False) -> bytes:
                 _label(axes, kept[1:], low, high, max(1, last))
             axes.legend(frameon=False, loc="upper right")
         axes.set(xlabel="experiment", ylabel="val_bpb" if narrow else "val_bpb (mean of its runs ± standard error)")
-        axes.set_title(f"{report.folder.name}: {len(report.done) - 1} experiments, {max(0, len(kept) - 1)} kept")
+        axes.set_title(f"{report.folder.name}: {len(report.tried)} experiments, {max(0, len(kept) - 1)} kept")
         axes.spines[["top", "right"]].set_visible(False)
         out = io.BytesIO()
         figure.savefig(out, dpi=160 if narrow else 110)
@@ -227,16 +237,17 @@ def summary(report: Report) -> str:
     done, best = report.done, report.state.incumbent
     if not best:
         return "No experiment is finished yet."
-    counts = {kind: sum(e.status == kind for e in done[1:]) for kind in COLOURS}
-    base, gain = done[0].mean, done[0].mean - best.mean
+    counts = {kind: sum(e.status == kind for e in report.tried) for kind in COLOURS}
+    base, gain = report.base.mean, report.base.mean - best.mean
     hours = sum(e.minutes for e in done) / 60
     sigma = report.state.noise.sigma
     first = (
-        f"{_count(len(done) - 1, 'experiment')} took {hours:.1f} hours of training and scoring: {counts['keep']} kept, "
-        f"{counts['discard']} discarded, {counts['crash']} crashed, {report.state.refused} refused beforehand."
+        f"{_count(len(report.tried), 'experiment')} took {hours:.1f} hours of training and scoring: "
+        f"{counts['keep']} kept, {counts['discard']} discarded, {counts['crash']} crashed, "
+        f"{report.state.refused} refused beforehand."
     )
-    if not best.id:
-        near = sum(e.near_miss for e in done[1:])
+    if best is report.base:
+        near = sum(e.near_miss for e in report.tried)
         second = f"Nothing beat the baseline's {base:.4f} bits per byte beyond the noise ({_count(near, 'near miss')})."
     else:
         second = (
@@ -261,7 +272,7 @@ def _row(report: Report, e: Experiment, sources: dict[int, list[str]], curves: d
     value = f"{e.mean:.4f}" if e.values else ""
     return (
         f'<tr data-status="{e.status}"><td>{e.id}</td><td class="text" data-v="{idea}">{text}</td>'
-        f'<td class="{e.status}">{e.status}</td><td>{value}</td>{_cell(e.delta if e.id else None, "+.4f")}'
+        f'<td class="{e.status}">{e.status}</td><td>{value}</td>{_cell(e.delta if parent else None, "+.4f")}'
         f'{_cell(e.sigma, ".4f", "wide")}<td class="wide">{e.runs}</td>{_cell(e.memory_gb, ".1f", "wide")}'
         f"{_cell(e.minutes, '.1f', 'wide')}</tr>"
     )
@@ -374,17 +385,18 @@ def _machine(report: Report) -> str:
 
 def sample_stories(folder: Path, sandbox: str) -> str | None:
     """HTML: the same prompts continued by baseline and best; None where a checkpoint is missing."""
-    state = Journal(folder).state
-    if not state.experiments or not state.incumbent:
+    report = collect(folder)
+    best = report.state.incumbent
+    if not best:
         return None
     columns = []
-    for title, e in (("baseline", state.experiments[0]), ("best", state.incumbent)):
+    for title, e in (("baseline", report.base), ("best", best)):
         run_dir = folder / "runs" / f"e{e.id:04d}-r1"
         if not (run_dir / "checkpoint.safetensors").is_file():
             return None
         told = "".join(f"<p>{html.escape(text)}</p>" for text in _stories(run_dir, sandbox))
         columns.append(f"<div><strong>{title}</strong>, {e.values[0]:.4f}{told}</div>")
-        if not state.incumbent.id:
+        if best is report.base:
             break
     return f'<div class="stories">{"".join(columns)}</div>'
 

@@ -13,16 +13,18 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import click
+import numpy as np
 
-from lab import machine
+from lab import machine, parallel
 from lab.batches import Batches
 from lab.clock import Clock
 from lab.errors import UserError
@@ -65,7 +67,9 @@ class Diverged(UserError):
 
 
 class Run:
-    """What an experiment is given: `vocab_size`, `seed`, `clock`, `batches`; `begin` and `record` are its duties."""
+    """What an experiment is given: `vocab_size`, `seed`, `clock`, `batches`; `begin` and `record` are its duties.
+
+    One of `processes` that train as one; only rank 0 prints and writes."""
 
     def __init__(self, directory: Path, record: dict[str, Any], source: Path, started: float):
         self.directory, self.record_settings, self.started = directory, record, started
@@ -73,23 +77,28 @@ class Run:
         self.seed = record["seed"]
         self.prepared = open_prepared(Path(record["prepared"]), parts=("train", "tokenizer"))
         self.vocab_size = self.prepared.tokenizer.vocab_size
-        self.clock = Clock(record["minutes"], record["steps"])
+        self.processes, self.leads = parallel.size(), parallel.rank() == 0
+        self.clock = Clock(record["minutes"], record["steps"], parallel.rank_0s if self.processes > 1 else None)
         self.line = LiveLine()
         self.facts: dict[str, Any] = {}
         self.tokens = 0
         self.smooth = 0.0
+        if not self.leads:
+            return
         directory.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, directory / "train.py")
         write_atomic(directory / "settings.json", json.dumps(record, indent=1))
         for stale in ("steps.jsonl", "checkpoint.safetensors", "train.json", "score.json", "result.json"):
             (directory / stale).unlink(missing_ok=True)  # of an earlier run in this folder
 
-    def batches(self, rows: int) -> Batches:
-        """Endless (inputs, targets), each (rows, sequence_length) int32; the same seed gives the same batches."""
+    def batches(self, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Endless (inputs, targets), each (rows, sequence_length) int32; the same seed gives the same batches.
+
+        Of several processes each gets every n-th."""
         tokenizer = self.prepared.tokenizer
         length = self.preset.task.sequence_length
         self.data = Batches(self.prepared.train, tokenizer.bos, length, rows, self.seed)
-        return self.data
+        return islice(self.data, parallel.rank(), None, self.processes)
 
     def begin(self, model: Any, *, flops_per_token: float, **facts: Any) -> None:
         """Print what is about to be trained and try one batch of the scoring, before the clock starts.
@@ -106,15 +115,18 @@ class Run:
         if logits.shape != (rows, length, self.vocab_size):
             raise UserError(f"build_model's logits have the shape {logits.shape}, not (B, T, vocab_size)")
         mx.eval(logits)
+        peak = machine.matmul_peak(dtype) * self.processes
+        if not self.leads:
+            return
         parameters = sum(value.size for _, value in tree_flatten(model.trainable_parameters()))
-        self.facts = facts | {"num_params": parameters, "matmul_peak": machine.matmul_peak(dtype)}
+        self.facts = facts | {"num_params": parameters, "matmul_peak": peak, "processes": self.processes}
         self.flops_per_token = flops_per_token
         budget = f"{self.clock.steps} steps" if self.clock.steps else f"{self.clock.budget / 60:g} minutes"
         chip = machine.describe()
         print(
             f"preset {self.preset.name}, vocabulary {self.vocab_size}, context {length}, seed {self.seed}, {budget}\n"
             f"machine {chip['chip']}, {chip['backend']} ({BLAS}), tier: {self.record_settings['tier'] or 'none'}, "
-            f"{dtype} matmul peak {self.facts['matmul_peak'] / 1e12:.2f} TFLOP/s\n"
+            f"{dtype} matmul peak {peak / 1e12:.2f} TFLOP/s, {self.processes} process{'es' * (self.processes > 1)}\n"
             f"model {parameters / 1e6:.2f}M parameters, " + ", ".join(f"{k} {v}" for k, v in facts.items()),
             flush=True,
         )
@@ -123,6 +135,8 @@ class Run:
     def record(self, step: int, loss: float, tokens: int, **extras: float) -> None:
         """Log a step: `loss` in nats per token, `tokens` it trained on. Raises Diverged on NaN or explosion."""
         self.tokens += tokens
+        if not self.leads:
+            return
         elapsed = max(self.clock.elapsed, 1e-9)
         rate = self.tokens / (time.perf_counter() - self.clock.begun)
         entry = {"step": step, "seconds": round(elapsed, 3), "loss": loss, "tokens": self.tokens}
@@ -147,6 +161,8 @@ class Run:
 
         from lab.backend import mx
 
+        if not self.leads:
+            return
         self.line.end()
         temporary = self.directory / ".checkpoint.safetensors"
         mx.save_safetensors(str(temporary), dict(tree_flatten(model.parameters())))
@@ -160,7 +176,7 @@ class Run:
             "total_tokens": self.tokens,
             "tokens_per_second": rate,
             "mfu_percent": self._mfu(rate),
-            "peak_memory_mb": machine.peak_memory_mb(),
+            "peak_memory_mb": machine.peak_memory_mb() * self.processes,
             "epochs": self.data.epoch,
             "slept_seconds": self.clock.slept,
             "final_loss": self.smooth / (1 - SMOOTHING ** max(1, self.clock.step)),
@@ -201,10 +217,13 @@ def execute(experiment: Callable[[Run], Any], source: str) -> None:
         record["minutes"] = minutes or record.get("minutes") or record["preset"]["task"]["minutes"]
         record["steps"] = steps or record.get("steps")
         record["seed"] = seed if seed is not None else record.get("seed", 0)
-        directory = run_dir or new_directory(record["preset"]["name"])
+        processes = record["preset"]["batch"]["processes"]
+        if processes > 1 and not parallel.launched():
+            sys.exit(parallel.launch(processes))
+        directory = run_dir or (new_directory(record["preset"]["name"]) if parallel.rank() == 0 else Path())
         run = Run(directory, record, Path(source), started)
         _train(run, experiment)
-        if score:
+        if score and run.leads:
             _score(run.directory, started)
 
     guarded(command)

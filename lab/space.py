@@ -114,8 +114,8 @@ def _rules(values: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterable[t
         size = part[meaning]
         yield f"{ALIASES[meaning][0]} must be positive", size is None or size > 0
     if tokens and rows and sequence:
-        fits = tokens % (rows * sequence) == 0
-        yield f"{tokens} tokens per step is no multiple of {rows} rows x {sequence}", fits
+        per_pass = rows * sequence * settings.get("processes", 1)
+        yield f"{tokens} tokens per step is no multiple of {per_pass}, those of a pass", tokens % per_pass == 0
     if part["head_dim"]:
         yield f"head_dim {part['head_dim']} must be even", part["head_dim"] % 2 == 0
     if part["head_dim"] and part["width"]:

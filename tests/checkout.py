@@ -33,7 +33,7 @@ class Checkout:
         current = self.cache / "current.json"
         record = json.loads(current.read_text())
         record["preset"]["model"] |= {"depth": 2, "width": 64, "head_dim": 32}
-        record["preset"]["batch"] |= {"rows": 4, "tokens_per_step": 256}
+        record["preset"]["batch"] |= {"rows": 4, "tokens_per_step": 256, "processes": 1}
         current.write_text(json.dumps(record))
 
     def git(self, *arguments: str) -> str:

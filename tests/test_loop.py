@@ -1,5 +1,6 @@
 """The loop as a user runs it: real git, real sandbox, real training of a tiny model, killed at any moment."""
 
+import json
 import os
 import random
 import signal
@@ -123,3 +124,16 @@ def children(pid: int) -> list[str]:
     except OSError:
         return []
     return own + [c for child in own for c in children(int(child))]
+
+
+def test_several_processes_train_as_one_inside_the_sandbox(tmp_path):
+    checkout = Checkout(tmp_path)
+    current = checkout.cache / "current.json"
+    record = json.loads(current.read_text())
+    record["preset"]["batch"] |= {"rows": 2, "processes": 2}
+    current.write_text(json.dumps(record))
+    run_loop(checkout, "pair", "--max-experiments", 1, "--rigor", "none")
+    runs = [r for r in read(checkout.night("pair").path) if r["event"] == "run"]
+    assert [r["status"] for r in runs] == ["ok", "ok"]
+    facts = json.loads((checkout.folder / "nights/pair/runs/e0000-r1/result.json").read_text())
+    assert facts["processes"] == (2 if available() == "bubblewrap" else 1)

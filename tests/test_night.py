@@ -101,6 +101,22 @@ def test_a_baseline_that_the_machine_spoils_three_times_is_told_to_the_user(nigh
         night(spoil=lambda name: True).go(1)
 
 
+def test_a_baseline_that_was_killed_is_run_again_by_the_same_command(night):
+    n = night()
+    healthy = n.bench.run
+    n.bench.run = lambda *_: Measured("crash", None, 0.1, 0.1, "killed: ended from outside")
+    with pytest.raises(UserError, match="the same command tries it again"):
+        n.go(1)
+    assert "no experiment is finished" in agent_loop.summary(n)
+    n.bench.run = healthy
+    assert n.go(1) == "done"
+    state = n.journal.state
+    assert [e.hypothesis for e in state.experiments[:2]] == ["baseline", "baseline"]
+    assert [e.status for e in state.experiments[:2]] == ["crash", "keep"]
+    assert len(state.experiments) == 3
+    assert "1 crashed" in agent_loop.summary(n)
+
+
 def test_the_users_branch_does_not_move(night, monkeypatch):
     n = night()
     n.go(3)

@@ -300,7 +300,7 @@ def test_vocabulary_override_changes_the_vocabulary_only():
     assert preset.override(loaded) == loaded
 
 
-@pytest.mark.parametrize("length", [64, 128, 512, 1024])
+@pytest.mark.parametrize("length", [64, 128, 512, 1024, 2048])
 @pytest.mark.parametrize("machine", MACHINES, ids=str)
 @pytest.mark.parametrize("name", ["fineweb", "offline", "tinystories"])
 def test_context_override_keeps_the_tokens_of_a_pass(name, machine, length):

@@ -256,7 +256,7 @@ def prepared(tmp_path_factory):
     current = folder / "cache" / "current.json"
     record = json.loads(current.read_text())
     record["preset"]["model"] |= {"depth": 2, "width": 64, "head_dim": 32}
-    record["preset"]["batch"] |= {"rows": 8, "tokens_per_step": 512}
+    record["preset"]["batch"] |= {"rows": 8, "tokens_per_step": 512, "processes": 1}
     current.write_text(json.dumps(record))
     return folder, env
 

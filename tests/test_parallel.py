@@ -1,0 +1,98 @@
+"""Several processes that train as one: the same losses as one process, and an end when one of them dies."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from checkout import Checkout
+
+STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    return Checkout(tmp_path_factory.mktemp("parallel"))
+
+
+def train(checkout: Checkout, name: str, processes: int, *launcher: str, script: str = "train.py", rows: int = 8):
+    """A run of STEPS steps of 512 tokens in which every process takes its share; (process, its folder)."""
+    settings = json.loads((checkout.cache / "current.json").read_text())
+    settings["preset"]["batch"] = {"rows": rows, "tokens_per_step": 512, "processes": processes}
+    path, folder = checkout.cache / f"{name}.json", checkout.cache / name
+    path.write_text(json.dumps(settings))
+    where = checkout.where()
+    where["env"] |= {"AUTORESEARCH_SETTINGS": str(path)}
+    command = [*launcher, sys.executable, script, "--steps", str(STEPS), "--run-dir", str(folder)]
+    done = subprocess.run(command, **where, capture_output=True, text=True, timeout=120)
+    return done, folder
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "steps.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def alone(checkout):
+    done, folder = train(checkout, "alone", 1)
+    assert done.returncode == 0, done.stderr
+    return losses(folder)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_have_the_losses_of_one(checkout, alone, processes):
+    done, folder = train(checkout, f"of{processes}", processes, rows=8 // processes)
+    assert done.returncode == 0, done.stderr
+    assert len(alone) == STEPS
+    assert losses(folder) == pytest.approx(alone, rel=1e-4)
+    assert done.stdout.count("val_bpb:") == 1  # one of them speaks
+    assert json.loads((folder / "result.json").read_text())["processes"] == processes
+
+
+def test_passes_and_processes_go_together(checkout, alone):
+    done, folder = train(checkout, "passes", 2, rows=2)
+    assert done.returncode == 0, done.stderr
+    assert losses(folder) == pytest.approx(alone, rel=1e-4)
+
+
+def test_mlx_launch_has_the_losses_of_one(checkout, alone):
+    launcher = [str(Path(sys.executable).parent / "mlx.launch"), "-n", "2", "--backend", "ring", "--"]
+    done, folder = train(checkout, "launch", 1, *launcher, rows=4)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert losses(folder) == pytest.approx(alone, rel=1e-4)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("way", ["os.kill(os.getpid(), 9)", "raise SystemExit(3)"])
+def test_a_dead_process_ends_the_run_with_one_clear_line(checkout, number, way):
+    source = (checkout.folder / "train.py").read_text()
+    source = source.replace("    for number in run.clock:\n", "    for number in run.clock:\n        die(number)\n")
+    die = f"import os\ndef die(step):\n    if step == 2 and os.environ['MLX_RANK'] == '{number}':\n        {way}\n\n\n"
+    source = source.replace("def main(run)", die + "def main(run)")
+    script = f"dies{number}.py"
+    (checkout.folder / script).write_text(source)
+    begun = time.monotonic()
+    done, folder = train(checkout, f"dead{number}", 2, script=script, rows=4)
+    (checkout.folder / script).unlink()
+    assert time.monotonic() - begun < 60
+    assert done.returncode not in (0, -9)
+    if number or "kill" in way:
+        assert (
+            f"error: process {number} of 2: {'SIGKILL' if 'kill' in way else 'exit status 3'}; the run is over"
+            in done.stderr
+        )
+    assert not (folder / "checkpoint.safetensors").exists()
+    assert not [line for line in command_lines() if str(folder) in line]
+
+
+def command_lines() -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        except OSError:
+            continue
+    return [line for line in found if str(os.getpid()) not in line]
