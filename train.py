@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from lab.backend import mx, nn
 from lab.kernels import attention, linear_cross_entropy, softcap
-from lab.parallel import average
+from lab.parallel import average, in_shares
 from prepare import SETTINGS, execute
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ class MuonAdamW:
         warm = mx.minimum(self.state["step"] / MUON_MOMENTUM_STEPS, 1.0)
         momentum = MUON_MOMENTUM_START + (MUON_MOMENTUM - MUON_MOMENTUM_START) * warm
         first = self.state["first"][shape] = momentum * self.state["first"][shape] + (1 - momentum) * g
-        u = orthogonalize(momentum * first + (1 - momentum) * g)  # Nesterov's look ahead
+        u = in_shares(orthogonalize, momentum * first + (1 - momentum) * g)  # Nesterov's look ahead
         u = self._even_out(shape, u)
         size = MATRIX_LR * rate * max(1.0, p.shape[-2] / p.shape[-1]) ** 0.5
         return p - size * (u + decay * p * (u * p > 0))  # decay only what the step shrinks too

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -52,6 +53,20 @@ def average(loss: Any, gradients: Any) -> tuple[Any, Any]:
     if size() == 1:
         return loss, gradients
     return mx.distributed.all_sum(loss) / size(), nn.average_gradients(gradients)
+
+
+def in_shares(function: Callable[[Any], Any], stack: Any) -> Any:
+    """function(stack) for a function that treats each of the stack's (N, ...) entries alone: every rank does its
+    share, all get the whole."""
+    from lab.backend import mx
+
+    if size() == 1:
+        return function(stack)
+    first, last = (len(stack) * number // size() for number in (rank(), rank() + 1))
+    whole = [mx.zeros((first, *stack.shape[1:])), mx.zeros((len(stack) - last, *stack.shape[1:]))]
+    if last > first:
+        whole.insert(1, function(stack[first:last]))
+    return mx.distributed.all_sum(mx.concatenate(whole))
 
 
 def rank_0s(value: float) -> float:
