@@ -152,7 +152,7 @@ class Night:
                 self.spoiled, reason = 0, f"{INVALID_RUNS} runs in a row were spoiled: {measured.reason}"
                 if not state.incumbent:
                     raise UserError(f"{reason}; quiet the machine and run again")
-                measured = replace(measured, status="crash", reason=reason)
+                measured = replace(measured, status="crash", reason=reason, spoiled=True)
             kept.parent.mkdir(exist_ok=True)
             write_atomic(kept, json.dumps(vars(measured)))
         result = json.loads(kept.read_text())
@@ -187,7 +187,8 @@ class Night:
 
     def briefing(self, base: str, attempt: int, refused: str, refused_source: str) -> Briefing:
         state = self.journal.state
-        history = [self.tried(e) for e in state.experiments if e.id and e.status != "pending"]
+        judged = [e for e in state.experiments if not e.baseline and e.status != "pending"]
+        history = [self.tried(e) for e in judged]
         history += [self.refusal(entry) for entry in state.refusals]
         kept = max((e.id for e in state.experiments if e.status == "keep"), default=0)
         last = state.experiments[-1]
@@ -201,8 +202,8 @@ class Night:
             value=state.incumbent.mean if state.incumbent else None,
             noise=state.noise.sigma if state.noise else None,
             history=history,
-            near_misses=[t for t, e in zip(history, state.experiments[1:], strict=False) if e.near_miss],
-            last_failure=last.reason if last.status == "crash" else "",
+            near_misses=[self.tried(e) for e in judged if e.near_miss],
+            last_failure=last.reason if last.status == "crash" and not last.spoiled else "",
             refused=refused,
             refused_source=refused_source,
             attempt=attempt,
@@ -220,7 +221,7 @@ class Night:
         )
 
     def tried(self, e: Experiment) -> Tried:
-        verdict = "discard" if e.status == "pending" else e.status
+        verdict = "discard" if e.status == "pending" else "invalid" if e.spoiled else e.status
         return Tried(e.id, e.hypothesis, verdict, e.delta, self.edits.get(e.id))
 
     @staticmethod
@@ -514,7 +515,14 @@ def report_command(tag: str | None, stories: bool, watch: bool, port: int) -> No
         raise UserError(f"there is no night {folder.name}; there are: {', '.join(tags()) or 'none'}")
     if watch:
         return serve(folder, port, say)
-    for path in write_report(folder, sample_stories(folder, available()) if stories else None):
+    told = None
+    if stories and available() != "none":  # the models that write them are an agent's code
+        try:
+            with lock(folder / "lock"):  # a night that is running is not to be slowed down
+                told = sample_stories(folder, available())
+        except (UserError, OSError, ValueError, KeyError) as reason:
+            say(f"no stories: {reason}")
+    for path in write_report(folder, told):
         print(path)
 
 

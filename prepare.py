@@ -158,7 +158,7 @@ def doctor_command(as_json: bool) -> None:
 
 @command.command("clean", help="List prepared data and the hub's downloads with their sizes; remove what is named.")
 @click.argument("names", nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="Remove all but what is in use (prepared last, and nights).")
+@click.option("--all", "everything", is_flag=True, help="Remove what neither a night nor the next training uses.")
 def clean_command(names: tuple[str, ...], everything: bool) -> None:
     from lab.housekeeping import listing, remove
 

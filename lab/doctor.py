@@ -36,8 +36,11 @@ def examine() -> Iterator[Finding]:
     for check in (_machine, _mlx, _condition, _power, _disk, _prepared, _sandbox, _git, _hub, _ollama):
         try:
             yield from check()
-        except (UserError, OSError, subprocess.SubprocessError) as error:
-            yield Finding("warning", check.__name__.strip("_"), f"could not be looked at: {error}")
+        except Exception as error:  # whatever is broken here is what is looked for
+            about = check.__name__.strip("_")
+            yield Finding(
+                "failure", about, f"could not be looked at: {type(error).__name__}: {error}", "make clean setup"
+            )
 
 
 def _machine() -> Iterator[Finding]:
@@ -134,14 +137,14 @@ def _sandbox() -> Iterator[Finding]:
     from lab.sandbox import available, self_test
 
     kind = available()
-    if kind == "none":
-        yield Finding(
-            "failure", "sandbox", "none: an agent's code could do what you can", "sudo apt-get install bubblewrap"
-        )
-    elif fault := self_test(kind):
-        yield Finding("failure", "sandbox", f"{kind} does not hold: {fault}", "sudo apt-get install bubblewrap")
-    else:
+    if kind != "none":
         yield Finding("ok", "sandbox", f"{kind}; its self-test holds: no network, no foreign files")
+        return
+    mac = sys.platform == "darwin"
+    told = "; ".join(f"{kind}: {self_test(kind)}" for kind in (("seatbelt",) if mac else ("bubblewrap", "landlock")))
+    mend = "permit unprivileged user namespaces" if shutil.which("bwrap") else "sudo apt-get install bubblewrap"
+    mend = "run the night from a plain Terminal, outside any other sandbox" if mac else mend
+    yield Finding("failure", "sandbox", f"none holds, and an agent's code could do what you can ({told})", mend)
 
 
 def _git() -> Iterator[Finding]:

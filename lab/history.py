@@ -40,6 +40,8 @@ class Experiment:
     commit: str
     fingerprint: str
     nodes: int
+    baseline: bool = False  # proposed while there was no incumbent: the first, and again where it was killed
+    spoiled: bool = False  # its runs were spoiled by the machine; it counts as crashed
     status: Literal["pending", "keep", "discard", "crash"] = "pending"
     values: list[float] = field(default_factory=list)  # val_bpb of its valid runs, later replicates included
     runs: int = 0  # valid or not
@@ -58,7 +60,7 @@ class Experiment:
     @property
     def unselected(self) -> list[float]:
         """The runs that noise may be pooled from: a candidate's first decides whether there are others."""
-        return self.values[1:] if self.id else self.values
+        return self.values if self.baseline else self.values[1:]
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ class State:
 
     def _proposal(self, record: dict[str, Any]) -> None:
         given = {key: record[key] for key in ("id", "agent", "commit", "fingerprint", "nodes")}
-        self.pending = Experiment(**given, hypothesis=record["hypothesis"][:TEXT])
+        self.pending = Experiment(**given, hypothesis=record["hypothesis"][:TEXT], baseline=self.incumbent is None)
         self.experiments.append(self.pending)
         self.tried[record["fingerprint"]] = record["id"]
         self.remeasure = True
@@ -175,13 +177,13 @@ class State:
             self._value(ran, record["val_bpb"])
         elif candidate:
             self._next = Step("settle", ran.id, verdict="crash")
-            ran.reason = record["reason"][:TEXT]
+            ran.reason, ran.spoiled = record["reason"][:TEXT], record.get("spoiled", False)
         else:
             self.remeasure = False
 
     def _value(self, ran: Experiment, value: float) -> None:
         self.noise = self.noise or Noise(PRIOR_SHARE * value)
-        if ran.values or not ran.id:
+        if ran.values or ran.baseline:
             self.noise = self.noise.joined(ran.unselected, value)
         ran.values.append(value)
 
@@ -198,6 +200,8 @@ class State:
         self.pending.status = CLOSING[record["event"]]
         if record["event"] == "kept":
             self.incumbent = self.pending
+        if self.pending.spoiled:
+            self.tried.pop(self.pending.fingerprint, None)  # it was not tried
         self.pending, self._next = None, Step("propose")
 
 

@@ -34,22 +34,29 @@ def listing() -> list[Entry]:
     folders = [
         path for part in ("prepared", "text", "hub") for path in (cache_root() / part).glob("*") if path.is_dir()
     ]
-    entries = [Entry(path, _size(path), needed.get(path, "")) for path in folders]
+    entries = [Entry(path, _size(path), needed.get(path.resolve(), "")) for path in folders]
     return sorted(entries, key=lambda entry: -entry.bytes)
 
 
 def remove(names: tuple[str, ...], everything: bool) -> str:
-    """Remove these entries, or all that nobody needs; what was done. UserError names what cannot be removed."""
+    """Remove these entries, or every prepared folder that nobody needs; what was done. Downloaded text goes only by
+    name: it may not be had again. UserError names what cannot be removed."""
     entries = {entry.name: entry for entry in listing()}
     for name in names:
         if name not in entries:
             raise UserError(f"the cache has no {name}; it has: {', '.join(entries) or 'nothing'}")
         if entries[name].needed_by:
             raise UserError(f"{name} is in use by {entries[name].needed_by}; nothing was removed")
-    chosen = [entry for entry in entries.values() if not entry.needed_by and (everything or entry.name in names)]
+    wanted = [entry for entry in entries.values() if entry.name in names or (everything and _ready(entry))]
+    chosen = [entry for entry in wanted if not entry.needed_by]
     for entry in chosen:
         shutil.rmtree(entry.path)
     return f"removed {len(chosen)}, {sum(entry.bytes for entry in chosen) / 1e6:,.1f} MB"
+
+
+def _ready(entry: Entry) -> bool:
+    """A prepared folder that is whole: one without its manifest is being made."""
+    return entry.path.parent.name == "prepared" and (entry.path / "manifest.json").is_file()
 
 
 def _needed() -> dict[Path, str]:
@@ -57,7 +64,7 @@ def _needed() -> dict[Path, str]:
     found = {}
     for path in [*sorted((ROOT / "nights").glob("*/settings.json")), current_path()]:
         try:
-            prepared = Path(json.loads(path.read_text())["prepared"])
+            prepared = Path(json.loads(path.read_text())["prepared"]).resolve()
         except (OSError, ValueError, KeyError, TypeError):
             continue
         found[prepared] = "the next training" if path == current_path() else f"night {path.parent.name}"

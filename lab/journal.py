@@ -14,9 +14,10 @@ event's other fields, and State there is the fold. An experiment's life, and wha
 
 So a resumed loop asks `State.step()` what comes next, makes the branch agree with `State.head()`, and goes on.
 "refused" is a proposal that failed its checks and never was an experiment; "start" opens a session of the loop;
-"note" is anything worth telling. Experiment 0 is the baseline. A run with status "invalid" (the machine slept,
-throttled, swapped) is repeated under the next name; how often is the loop's business. A crash of the candidate
-settles it; a crash of the incumbent's replicate ends re-measuring it for this experiment.
+"note" is anything worth telling. Experiment 0 is the baseline; where it crashed, the next one is. A run with status
+"invalid" (the machine slept, throttled, swapped) is repeated under the next name; how often is the loop's business,
+which ends it with a crash that says "spoiled". A crash of the candidate settles it; a crash of the incumbent's
+replicate ends re-measuring it for this experiment.
 
 A line that a kill cut short was never acted on: readers ignore it and a writer removes it. Any other damage is an
 error, because `n` shows that something is missing. One writer at a time: hold `lock` around a Journal that records.

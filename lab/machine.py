@@ -17,6 +17,7 @@ from lab.preset import Hardware
 
 SLEPT_SECONDS = 5.0  # asleep for longer: a run does not count
 SLOW = 0.5  # of the usual matmul speed, before and after a run: the machine is not itself
+THROTTLED = 0.8  # of the matmul speed before the run
 HOT = 2  # thermal pressure from which Apple slows the chip down
 CRITICAL = 4  # memory pressure at which the system ends processes
 SWAPPED_MB = 1024.0  # more swap than before a run: it waited for the disk
@@ -99,14 +100,18 @@ def condition() -> Condition:
     return Condition(matmul_peak("float32"), seconds_with_sleep() - time.perf_counter(), **read)
 
 
-def spoiled(before: Condition, after: Condition, usual_flops: float) -> str:
-    """Why a run between these two moments does not count, or ""."""
+def spoiled(before: Condition, after: Condition, usual_flops: float, finished: bool = True) -> str:
+    """Why a run between these two moments does not count, or "". One that did not finish counts as its own failure
+    however the machine was, unless it slept: memory and processors may be what it took."""
     if (slept := after.slept - before.slept) > SLEPT_SECONDS:
         return f"the machine slept for {slept:.0f} s"
-    if before.power != after.power:
+    if not finished:
+        return ""
+    if None not in (before.power, after.power) and before.power != after.power:
         return f"the power source changed from {before.power} to {after.power}"
-    if after.heat is not None and after.heat >= HOT and after.heat > (before.heat or 0):
-        return f"the machine grew hot (thermal pressure {before.heat} to {after.heat})"
+    if (after.heat or 0) >= HOT and after.flops < THROTTLED * before.flops:  # a Mac without a fan is always hot then
+        share = 100 * after.flops / before.flops
+        return f"the machine grew hot (thermal pressure {before.heat} to {after.heat}) and slow ({share:.0f} %)"
     if after.memory_pressure == CRITICAL:
         return "the machine ran out of memory for other programs (memory pressure critical)"
     if None not in (before.swap_mb, after.swap_mb) and after.swap_mb - before.swap_mb > SWAPPED_MB:
@@ -147,15 +152,25 @@ def _macos_condition(output) -> dict[str, str | int | float | None]:
 
 def _linux_condition(root: Path) -> dict[str, str | int | float | None]:
     """From /proc and /sys below `root`. Heat shows in the speed only."""
-    memory = dict(re.findall(r"(\w+):\s+(\d+)", (root / "proc/meminfo").read_text()))
-    stalled = root / "proc/pressure/memory"  # share of time in which every process waited for memory
-    full = re.search(r"full avg10=([\d.]+)", stalled.read_text()) if stalled.is_file() else None
-    mains = [p for p in root.glob("sys/class/power_supply/*/online") if (p.parent / "type").read_text() == "Mains\n"]
+    memory = dict(re.findall(r"(\w+):\s+(\d+)", _content(root / "proc/meminfo")))
+    swap = (int(memory["SwapTotal"]) - int(memory["SwapFree"])) / 1024 if "SwapFree" in memory else None
+    # Share of ten seconds in which every process waited for memory.
+    full = re.search(r"full avg10=([\d.]+)", _content(root / "proc/pressure/memory"))
+    supplies = [p.parent for p in root.glob("sys/class/power_supply/*/online")]
+    mains = [_content(p / "online").strip() for p in supplies if _content(p / "type").strip() == "Mains"]
     return {
-        "swap_mb": (int(memory["SwapTotal"]) - int(memory["SwapFree"])) / 1024,
+        "swap_mb": swap,
         "memory_pressure": None if full is None else 4 if float(full[1]) > 20 else 2 if float(full[1]) > 5 else 1,
-        "power": None if not mains else "AC" if any(p.read_text().strip() == "1" for p in mains) else "battery",
+        "power": None if not mains else "AC" if "1" in mains else "battery",
     }
+
+
+def _content(path: Path) -> str:
+    """Text of a file of the kernel's; "" where there is none or it cannot be read."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def peak_memory_mb() -> float:

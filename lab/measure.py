@@ -22,6 +22,8 @@ from lab.sandbox import Policy
 from lab.trial import Limits
 
 MEMORY_SHARE = 0.7  # of the machine's memory that a run may take
+RECORDS = ("train.py", "settings.json", "steps.jsonl", "train.json", "score.json", "run.log", "score.log")
+RECORD_BYTES = 8 << 20  # size of each that a failed run may leave
 SLACK_SECONDS = 10.0  # beyond budget and twice the preflight, for starting and saving
 PREFLIGHT_SECONDS = 240.0  # a cold compile of every kernel included
 PREFLIGHT_STEPS = 2
@@ -39,6 +41,7 @@ class Measured:
     reason: str
     before: dict[str, Any] | None = None  # lab.machine.Condition at the start and the end
     after: dict[str, Any] | None = None
+    spoiled: bool = False  # a "crash" that the machine is to blame for: it says nothing about the change
 
 
 @dataclass
@@ -73,13 +76,12 @@ class Bench:
         score = self._score(run_dir, source) if outcome.status == "ok" else {}
         told = (outcome.peak_memory_mb / 1024, (time.monotonic() - begun) / 60)
         seen = (vars(before), vars(after))
-        # A crash of its own counts however slow the machine was, but not if it slept.
-        usual = self.usual_flops if outcome.status == "ok" else 0.0
-        if spoiled := machine.spoiled(before, after, usual):
+        if spoiled := machine.spoiled(before, after, self.usual_flops, outcome.status == "ok"):
             return Measured("invalid", None, *told, spoiled, *seen)
         if score.get("status") == "ok":
             return Measured("ok", score["val_bpb"], *told, "", *seen)
         reason = score.get("reason") or f"{outcome.status}: {described(outcome.crash)}"
+        _tidy(run_dir)
         return Measured("crash", None, *told, reason, *seen)
 
     def _train(self, run_dir: Path, source: str, seed: int, seconds: float, *flags: str) -> trial.Outcome:
@@ -144,6 +146,15 @@ class Bench:
                 self.say(told := f"waiting: {reason}")
             time.sleep(WAIT_SECONDS / 20)
         return now
+
+
+def _tidy(run_dir: Path) -> None:
+    """Remove what a failed run left, but for its small records: it may have filled the disk."""
+    for path in run_dir.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name not in RECORDS or path.lstat().st_size > RECORD_BYTES:
+            path.unlink()
 
 
 def described(crash: Crash | None) -> str:

@@ -120,11 +120,8 @@ def _watch(ranks: list[subprocess.Popen]) -> int:
     killed = {number: status for number, status in failed.items() if status is not None and status < 0}
     for number, status in (killed or failed).items():
         if number or killed:  # rank 0 has said itself why it failed
-            told = (
-                "hangs" if status is None else signal.Signals(-status).name if status < 0 else f"exit status {status}"
-            )
-            print(f"error: process {number} of {len(ranks)}: {told}; the run is over", file=sys.stderr)
-    return max((abs(status) if status else 1 for status in failed.values()), default=0)
+            print(f"error: process {number} of {len(ranks)}: {_told(status)}; the run is over", file=sys.stderr)
+    return max((128 - status if status and status < 0 else status or 1 for status in failed.values()), default=0)
 
 
 def _told(status: int | None) -> str:

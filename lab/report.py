@@ -13,6 +13,7 @@ import io
 import json
 import string
 import subprocess
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,6 +21,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from lab.crash import read_bytes
 from lab.errors import UserError
 from lab.files import write_atomic
 from lab.history import Experiment, State
@@ -31,6 +33,7 @@ CURVE_POINTS = 60  # of one loss curve
 DIFF_LINES = 120  # shown of one experiment
 PROMPTS = ("Once upon a time", "One day, Lily found", "The dog was sad because")
 STORY_TOKENS = 120
+MAX_STEPS = 8 << 20  # bytes read of a run's steps.jsonl
 PAPER = ("#ffffff", "#161618")  # light and dark, as in the template
 COLOURS = {"keep": "#1a7f37", "discard": "#8a8a8f", "crash": "#c0362c"}
 
@@ -73,23 +76,31 @@ def write_report(folder: Path, stories: str | None = None) -> list[Path]:
 def serve(folder: Path, port: int, say: Callable[[str], None]) -> None:
     """Serve report.html on 127.0.0.1, written anew when it is asked for and the night went on, until Ctrl-C."""
 
+    drawing, kept = threading.Lock(), {}  # state of the journal -> page; pyplot is for one thread at a time
+
     class Handler(http.server.BaseHTTPRequestHandler):
+        timeout = 10  # seconds; a browser opens connections that it does not use
+
         def do_GET(self) -> None:
             if self.path not in ("/", "/report.html"):
                 return self.send_error(404)
-            report = collect(folder)
-            text = page(report, None, WATCH_SECONDS).encode()
+            with drawing:
+                state = (folder / "journal.jsonl").stat()
+                key = (state.st_size, state.st_mtime_ns)
+                if key not in kept:
+                    kept.clear()
+                    kept[key] = page(collect(folder), None, WATCH_SECONDS).encode()
             self.send_response(200)
             self.send_header("Content-Type", "text/html; charset=utf-8")
-            self.send_header("Content-Length", str(len(text)))
+            self.send_header("Content-Length", str(len(kept[key])))
             self.end_headers()
-            self.wfile.write(text)
+            self.wfile.write(kept[key])
 
         def log_message(self, *args: Any) -> None:
             pass
 
     try:
-        server = http.server.HTTPServer(("127.0.0.1", port), Handler)
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
     except OSError as error:
         raise UserError(f"port {port} cannot be used ({error.strerror}); choose another with --port") from None
     say(f"night {folder.name} is on http://127.0.0.1:{server.server_port}/ until Ctrl-C")
@@ -188,6 +199,7 @@ def _label(axes: Any, kept: list[Experiment], low: float, high: float, last: int
             fontsize=8,
             ha="left" if left else "right",
             va="center",
+            parse_math=False,  # a dollar in a hypothesis is a dollar
             arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": "grey"},
         )
 
@@ -218,9 +230,8 @@ def page(report: Report, stories: str | None, refresh: int = 0) -> str:
         stories=stories or '<p class="quiet">None were written; the checkpoints of baseline and best are needed.</p>',
         machine=_machine(report),
         reproduce=html.escape(
-            f"git checkout autoresearch/{tag} -- train.py   # the winner: experiment {best.id}, {best.commit[:7]}\n"
-            f"make train SEED=1\n# or train and score it again beside the others:\n"
-            f"python agent_loop.py replay --tag {tag} {best.id}"
+            f"python agent_loop.py replay --tag {tag} {best.id}     # train and score it again, with another seed\n"
+            f"git checkout {best.commit[:12]} -- train.py   # take it over into your checkout"
             if best
             else "no experiment is finished yet"
         ),
@@ -322,21 +333,31 @@ def _diff(before: list[str], after: list[str]) -> str:
 
 def _curve(report: Report, e: Experiment) -> list[tuple[float, float]]:
     """(seconds, smoothed loss in nats per token) of its first run that is still there."""
-    for run in (r["run"] for r in report.runs if r["id"] == e.id and r["who"] == "candidate"):
-        path = report.folder / "runs" / run / "steps.jsonl"
-        if path.is_file():
-            return _points(path)
-    return []
+    name = _first_run(report, e)
+    return _points(report.folder / "runs" / name / "steps.jsonl") if name else []
+
+
+def _first_run(report: Report, e: Experiment) -> str:
+    """Name of an experiment's first run that gave a value; "" for none."""
+    own = (r["run"] for r in report.runs if r["id"] == e.id and r["who"] == "candidate" and r["status"] == "ok")
+    return next(own, "")
 
 
 def _points(path: Path) -> list[tuple[float, float]]:
+    """What a run wrote of itself, which may be anything: read in bounds, links not followed, odd figures left out."""
     steps = []
-    for line in path.read_text(errors="replace").splitlines():
+    try:
+        text = read_bytes(path, MAX_STEPS).decode(errors="replace")
+    except OSError:
+        return []
+    for line in text.splitlines():
         try:
             entry = json.loads(line)
-            steps.append((float(entry["seconds"]), float(entry["loss"])))
-        except (ValueError, KeyError, TypeError):
+            step = (float(entry["seconds"]), float(entry["loss"]))
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
             continue
+        if all(0 <= value < 1e6 for value in step):
+            steps.append(step)
     size = max(1, -(-len(steps) // CURVE_POINTS))
     groups = [steps[at : at + size] for at in range(0, len(steps), size)]
     return [(g[-1][0], fmean(loss for _, loss in g)) for g in groups]
@@ -391,8 +412,9 @@ def sample_stories(folder: Path, sandbox: str) -> str | None:
         return None
     columns = []
     for title, e in (("baseline", report.base), ("best", best)):
-        run_dir = folder / "runs" / f"e{e.id:04d}-r1"
-        if not (run_dir / "checkpoint.safetensors").is_file():
+        name = _first_run(report, e)
+        run_dir = folder / "runs" / name
+        if not name or not (run_dir / "checkpoint.safetensors").is_file():
             return None
         told = "".join(f"<p>{html.escape(text)}</p>" for text in _stories(run_dir, sandbox))
         columns.append(f"<div><strong>{title}</strong>, {e.values[0]:.4f}{told}</div>")

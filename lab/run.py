@@ -6,6 +6,7 @@ the checkpoint and the training's record, and only then has the scorer look at i
 status: 0 with a val_bpb, 1 for a diverged, crashed or rejected run, 2 for a mistake in the call.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -79,6 +80,8 @@ class Run:
         self.vocab_size = self.prepared.tokenizer.vocab_size
         self.processes, self.leads = parallel.size(), parallel.rank() == 0
         self.clock = Clock(record["minutes"], record["steps"], parallel.rank_0s if self.processes > 1 else None)
+        if self.processes > 1:
+            self._agree(source)
         self.line = LiveLine()
         self.facts: dict[str, Any] = {}
         self.tokens = 0
@@ -90,6 +93,19 @@ class Run:
         write_atomic(directory / "settings.json", json.dumps(record, indent=1))
         for stale in ("steps.jsonl", "checkpoint.safetensors", "train.json", "score.json", "result.json"):
             (directory / stale).unlink(missing_ok=True)  # of an earlier run in this folder
+
+    def _agree(self, source: Path) -> None:
+        """Raise UserError unless a step can be shared out, and every process has the same preset and source."""
+        batch, length = self.preset.batch, self.preset.task.sequence_length
+        if batch.tokens_per_step % (together := batch.rows * length * self.processes):
+            raise UserError(
+                f"{batch.tokens_per_step} tokens per step cannot be shared out: {self.processes} processes take "
+                f"{together} at a time; halve [batch] rows, or use fewer machines"
+            )
+        told = json.dumps(to_dict(self.preset)) + source.read_text() + self.prepared.manifest["val_text_sha256"]
+        digest = int(hashlib.sha256(told.encode()).hexdigest()[:6], 16)  # fits a float32
+        if parallel.rank_0s(float(digest)) != digest:
+            raise UserError("this process has another preset, text or train.py than rank 0; prepare and copy them anew")
 
     def batches(self, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Endless (inputs, targets), each (rows, sequence_length) int32; the same seed gives the same batches.

@@ -27,7 +27,10 @@ def in_loop(code: str):
 CHEATS = {
     "prints a number": (in_main("print('---\\nval_bpb:          0.100000', flush=True)"), ("keep", "discard")),
     "non-causal": (
-        lambda s: s.replace('mask = window_mask(T, max(1, T // 2)) if self.short else "causal"', "mask = None"),
+        lambda s: s.replace(
+            "y = attention(q, k, v, scale=QK_SCALE**2 / HEAD_DIM**0.5, window=window)",
+            "y = mx.fast.scaled_dot_product_attention(q, k, v, scale=QK_SCALE**2 / HEAD_DIM**0.5)",
+        ),
         ("refused",),
     ),
     "sets the seed": (in_main("mx.random.seed(3)"), ("refused",)),
@@ -42,6 +45,15 @@ CHEATS = {
     "hangs silently": (in_loop("while True: pass"), ("crash",)),
     "ignores the budget": (in_loop("run.clock.budget = 1e9"), ("crash",)),
     "prints a lot": (in_loop("for _ in range(400): print('x' * 10**6)"), ("crash",)),
+    "allocates without end": (in_loop("kept = []\nwhile True: kept.append(np.ones(2**27))"), ("crash",)),
+    "fills the disk": (
+        in_loop("for i in range(10**6): np.zeros(2**23).tofile(str(run.directory / f'{i}.bin'))"),
+        ("crash",),
+    ),
+    "forks and outlives": (
+        in_loop("import os\nif os.fork() == 0:\n    os.setsid()\n    while True: pass"),
+        ("refused", "crash"),
+    ),
     "freezes the clock": (
         in_loop("import time; time.perf_counter = lambda t=time.perf_counter(): t"),
         ("crash", "refused"),
@@ -81,3 +93,4 @@ def test_a_cheat_gets_nothing(cheated, cheat):
     checkout_lab = (ROOT / "lab" / "score.py").read_text()
     assert (worktree / "lab" / "score.py").read_text() == checkout_lab
     shutil.copy(cheated.folder / "train.py", worktree / "train.py")  # a refused edit stays there to be mended
+    assert sum(p.stat().st_size for p in (worktree.parent / "runs").rglob("*")) < 2**30  # nor did it keep the disk

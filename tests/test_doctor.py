@@ -48,8 +48,10 @@ def test_doctor_says_which_model_fits(monkeypatch):
 
 def test_a_missing_sandbox_is_a_failure(monkeypatch):
     monkeypatch.setattr("lab.sandbox.available", lambda: "none")
+    monkeypatch.setattr("shutil.which", lambda name: None)
     [finding] = doctor._sandbox()
-    assert (finding.level, finding.mend) == ("failure", "sudo apt-get install bubblewrap")
+    assert finding.level == "failure"
+    assert finding.mend
 
 
 def test_low_power_mode_on_the_charger_is_warned_of():
@@ -65,7 +67,7 @@ def test_what_cannot_be_looked_at_is_a_finding_and_no_traceback(monkeypatch):
     gone.__name__ = "_disk"
     monkeypatch.setattr(doctor, "_disk", gone)
     told = [finding for finding in doctor.examine() if finding.about == "disk"]
-    assert [finding.level for finding in told] == ["warning"]
+    assert [finding.level for finding in told] == ["failure"]
 
 
 @pytest.fixture
@@ -74,7 +76,9 @@ def stock(tmp_path, monkeypatch):
     monkeypatch.setattr(housekeeping, "ROOT", tmp_path / "repo")
     for name, size in (("a", 100), ("b", 3000), ("night", 10), ("current", 20)):
         (tmp_path / "prepared" / name).mkdir(parents=True)
-        (tmp_path / "prepared" / name / "shard.npy").write_bytes(b"0" * size)
+        (tmp_path / "prepared" / name / "shard.npy").write_bytes(b"0" * (size - 2))
+        (tmp_path / "prepared" / name / "manifest.json").write_text("{}")
+    (tmp_path / "prepared" / "making").mkdir()
     (tmp_path / "text" / "0123").mkdir(parents=True)
     (tmp_path / "repo/nights/nov24").mkdir(parents=True)
     for path, name in ((tmp_path / "current.json", "current"), (tmp_path / "repo/nights/nov24/settings.json", "night")):
@@ -91,8 +95,9 @@ def test_the_listing_has_sizes_largest_first_and_who_needs_what(stock):
 
 
 def test_what_is_in_use_is_never_removed(stock):
-    assert housekeeping.remove((), everything=True).startswith("removed 3,")
-    assert sorted(path.name for path in (stock / "prepared").iterdir()) == ["current", "night"]
+    assert housekeeping.remove((), everything=True).startswith("removed 2,")
+    assert sorted(path.name for path in (stock / "prepared").iterdir()) == ["current", "making", "night"]
+    assert (stock / "text/0123").exists()  # a download may not be had again
     with pytest.raises(UserError, match="in use by night nov24; nothing was removed"):
         housekeeping.remove(("prepared/night",), everything=False)
     with pytest.raises(UserError, match="the cache has no prepared/x; it has: prepared/"):

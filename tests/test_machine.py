@@ -206,6 +206,8 @@ def test_a_linux_machines_condition(tmp_path):
     assert machine._linux_condition(tmp_path) == {"swap_mb": 1024.0, "memory_pressure": 4, "power": "battery"}
     (tmp_path / "proc/pressure/memory").unlink()
     assert machine._linux_condition(tmp_path)["memory_pressure"] is None
+    nothing = {"swap_mb": None, "memory_pressure": None, "power": None}
+    assert machine._linux_condition(tmp_path / "elsewhere") == nothing
 
 
 def test_this_machine_has_a_condition():
@@ -226,9 +228,10 @@ WELL = machine.Condition(flops=1e11, slept=50.0, swap_mb=100.0, memory_pressure=
         ({}, {"slept": 60.0}, "slept for 10 s"),
         ({}, {"power": "battery"}, "power source changed from AC to battery"),
         ({"power": "battery"}, {"power": "battery"}, ""),
-        ({}, {"heat": 2}, "grew hot (thermal pressure 0 to 2)"),
-        ({}, {"heat": 1}, ""),
-        ({"heat": 2}, {"heat": 2}, ""),  # a Mac without a fan is always so: its runs compare with each other
+        ({}, {"heat": 2, "flops": 7e10}, "grew hot (thermal pressure 0 to 2) and slow (70 %)"),
+        ({}, {"heat": 1, "flops": 7e10}, ""),
+        ({}, {"heat": 2}, ""),  # a Mac without a fan is always so: its runs compare with each other
+        ({"power": None}, {}, ""),
         ({"heat": None}, {"heat": None}, ""),
         ({}, {"memory_pressure": 4}, "memory pressure critical"),
         ({}, {"memory_pressure": 2}, ""),
@@ -242,6 +245,14 @@ WELL = machine.Condition(flops=1e11, slept=50.0, swap_mb=100.0, memory_pressure=
 def test_what_spoils_a_run(before, after, reason):
     found = machine.spoiled(dataclasses.replace(WELL, **before), dataclasses.replace(WELL, **after), 1e11)
     assert reason in found if reason else found == ""
+
+
+def test_a_run_that_failed_is_its_own_failure_unless_the_machine_slept():
+    after = dataclasses.replace(WELL, swap_mb=9000.0, memory_pressure=4, flops=1e9)
+    assert machine.spoiled(WELL, after, 1e11, finished=False) == ""
+    assert machine.spoiled(WELL, after, 1e11)
+    asleep = dataclasses.replace(after, slept=500.0)
+    assert "slept" in machine.spoiled(WELL, asleep, 1e11, finished=False)
 
 
 @pytest.mark.parametrize(

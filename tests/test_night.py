@@ -86,6 +86,8 @@ def test_an_experiment_whose_runs_are_always_spoiled_is_given_up_and_the_night_g
     first, second = n.journal.state.experiments[1:]
     assert (first.status, first.runs) == ("crash", 3)
     assert first.reason == "3 runs in a row were spoiled: the machine slept for 60 s"
+    assert n.tried(first).verdict == "invalid"  # nothing was learnt about the change, and it may be tried again
+    assert first.fingerprint not in n.journal.state.tried
     assert second.status in ("keep", "discard")
 
 
@@ -113,6 +115,8 @@ def test_a_baseline_that_was_killed_is_run_again_by_the_same_command(night):
     state = n.journal.state
     assert [e.hypothesis for e in state.experiments[:2]] == ["baseline", "baseline"]
     assert [e.status for e in state.experiments[:2]] == ["crash", "keep"]
+    assert state.noise.df >= 1  # both runs of the baseline say how large the noise is
+    assert [t.number for t in n.briefing("", 0, "", "").history] == [2]
     assert len(state.experiments) == 3
     assert "1 crashed" in agent_loop.summary(n)
 

@@ -1,5 +1,6 @@
 """The ollama agent against a loopback server that speaks the protocol and misbehaves on demand."""
 
+import dataclasses
 import json
 import random
 import threading
@@ -9,9 +10,9 @@ import pytest
 from experiment import SOURCE, briefing, long_history, night
 from ollama_server import CODER, OllamaServer
 
-from lab.agents import NoProposal
+from lab.agents import NoProposal, Tried
 from lab.agents.hybrid import Hybrid
-from lab.agents.ollama import RESTING, Ollama
+from lab.agents.ollama import RESTING, Ollama, _rested
 from lab.agents.ollama_client import Server, billions, full_name
 from lab.agents.search import Search
 from lab.errors import UserError
@@ -63,6 +64,13 @@ def test_constants_of_the_last_failures_rest_and_those_that_were_kept_do_not(ser
     failing = changed("discard")
     assert all(len(set(failing[at : at + RESTING + 1])) == RESTING + 1 for at in range(len(failing) - RESTING))
     assert len(set(changed("keep"))) < 8  # what helps may be followed up at once
+
+
+def test_refusals_do_not_end_the_rest():
+    tried = [Tried(1, "a", "discard", 0.1, {"form": "set", "values": {"DEPTH": 3}, "was": {"DEPTH": 4}})]
+    tried += [Tried(2, f"refused {i}", "rejected") for i in range(5)]
+    assert "DEPTH" in briefing(7).menu()
+    assert "DEPTH" not in _rested(dataclasses.replace(briefing(7), history=tried))
 
 
 def test_the_model_is_gone_from_memory_before_propose_returns(serve):

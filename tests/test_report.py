@@ -76,7 +76,7 @@ def test_a_thousand_experiments_in_seconds_and_megabytes(tmp_path):
     paths = report.write_report(folder)
     seconds = time.perf_counter() - begun
     assert sum(path.stat().st_size for path in paths) < 10e6
-    assert seconds < 15  # 5 on a machine that does nothing else
+    assert seconds < 30  # under 5 on a machine that does nothing else
 
 
 def test_a_diff_shows_the_change_and_two_lines_around_it():
@@ -97,6 +97,27 @@ def test_a_night_without_a_finished_experiment_has_a_report(tmp_path):
     assert "No experiment is finished yet" in report.write_report(folder)[0].read_text()
 
 
+def test_what_a_run_wrote_of_itself_may_be_anything(tmp_path):
+    folder = a_night(tmp_path / "n", 3)
+    for number, text in enumerate(
+        ["[" * 10**5, '{"seconds": 1e308, "loss": 1e308}\n' * 99, '{"seconds": 9, "loss": NaN}']
+    ):
+        (folder / "runs" / f"e{number:04d}-r1" / "steps.jsonl").write_text(text)
+    secret = tmp_path / "secret"
+    secret.write_text('{"seconds": 1, "loss": 7.7777}\n' * 20)
+    link = folder / "runs" / "e0003-r1" / "steps.jsonl"
+    link.unlink()
+    link.symlink_to(secret)
+    assert "<polyline" not in text_of(folder)
+
+
+def test_dollars_in_a_hypothesis_are_dollars(small):
+    found = report.collect(small)
+    for experiment in found.state.experiments[1:]:
+        experiment.status, experiment.hypothesis = "keep", r"$LR_a_b \foo$ costs $3"
+    assert report.picture(found).startswith(b"\x89PNG")
+
+
 def test_conditions_and_spoiled_runs_are_told(small):
     found = report.collect(small)
     found.runs = [
@@ -112,7 +133,7 @@ def test_watching_serves_the_night_as_it_goes(small, monkeypatch):
     told = []
     thread = threading.Thread(target=report.serve, args=(small, 0, told.append), daemon=True)
     thread.start()
-    while not told:
+    while not told and thread.is_alive():
         time.sleep(0.01)
     address = re.search(r"http://127\.0\.0\.1:\d+/", told[0])[0]
     answer = urllib.request.urlopen(address, timeout=30)

@@ -230,7 +230,7 @@ def _menu_prompt(briefing: Briefing, menu: Menu, room: int) -> str:
 def _rested(briefing: Briefing) -> Menu:
     """The menu without the constants of the last failures, or the whole one where nothing else is left."""
     menu = briefing.menu()
-    failed = [tried for tried in briefing.history if tried.verdict != "keep"][-RESTING:]
+    failed = [tried for tried in briefing.history if tried.edit and tried.verdict != "keep"][-RESTING:]
     resting = {name for tried in failed for name in (tried.edit or {}).get("values", {})}
     return {name: values for name, values in menu.items() if name not in resting} or menu
 
