@@ -1,9 +1,9 @@
 """Presets: presets/NAME.toml -> frozen dataclasses, strictly.
 
 A preset fixes the text, the tokenizer, the task and where `train.py` starts. Its `[[hardware]]` tiers adapt the start
-to the machine: they may set keys of [model], [batch] and [optimizer] and nothing else, so that the machine never
-touches the text, the split, the context length, the scored bytes or the five minutes. The first tier that matches
-wins. Unknown keys, wrong types and impossible values are refused, naming file, key and remedy.
+to the machine: they may set keys of [model], [batch], [optimizer] and [tokenizer] and nothing else, so that the
+machine never touches the text, the split, the context length, the scored bytes or the five minutes. The first tier
+that matches wins. Unknown keys, wrong types and impossible values are refused, naming file, key and remedy.
 """
 
 import dataclasses
