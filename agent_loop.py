@@ -12,13 +12,9 @@ checkout is never touched. Importing this module does nothing.
 
 import hashlib
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +26,10 @@ from lab.errors import UserError
 from lab.files import write_atomic
 from lab.history import Experiment
 from lab.journal import Journal, lock, read
+from lab.opening import choose_agent, night_settings, stay_awake, stopper
 from lab.preset import from_dict
 from lab.proposal import Proposal, check, describe
-from lab.run import ROOT, current_path, guarded
+from lab.run import ROOT, guarded
 from lab.source import Rejected, fingerprint, parse
 
 NIGHTS = ROOT / "nights"
@@ -267,98 +264,19 @@ def open_night(tag: str, *, preset: str | None, minutes: float | None, rigor: st
     return night
 
 
-def night_settings(folder: Path, preset: str | None, minutes: float | None) -> dict[str, Any]:
-    """The task of a night, fixed when it begins: a resumed night may not change it."""
-    path = folder / "settings.json"
-    if path.is_file():
-        settings = json.loads(path.read_text())
-        if (preset and preset != settings["preset"]["name"]) or (minutes and minutes != settings["minutes"]):
-            raise UserError(
-                f"{folder.name} has preset {settings['preset']['name']} and {settings['minutes']:g} minutes; leave "
-                "them out to go on with it, or choose another --tag"
-            )
-        return settings
-    if preset:
-        subprocess.run([sys.executable, str(ROOT / "prepare.py"), "--preset", preset], check=True, cwd=ROOT)
-    if not current_path().is_file():
-        raise UserError("nothing is prepared yet; add --preset offline, or run `make prepare` first")
-    settings = json.loads(current_path().read_text())
-    settings |= {"minutes": minutes or settings["preset"]["task"]["minutes"], "steps": None}
-    write_atomic(path, json.dumps(settings, indent=1))
-    return settings
-
-
-def choose_agent(kind: str, model: str, command: str, share: float) -> Agent:
-    """The agent that proposes. `auto` is the hybrid when an Ollama server with a model answers, else search."""
-    from lab.agents.command import Command
-    from lab.agents.hybrid import Hybrid
-    from lab.agents.ollama import Ollama
-    from lab.agents.search import Search
-
-    if kind == "search":
-        return Search()
-    if kind == "command":
-        return Command(command, say=say)
-    from lab.agents.ollama_client import Server
-
-    patience = 0.0 if kind == "auto" and not model else 120.0  # seconds; who asks for no model does not wait for one
-    ollama = Ollama(model, server=Server(patience=patience, say=say), say=say)
-    if kind == "ollama":
-        return ollama
-    if kind == "auto":
-        try:
-            ollama.choose()
-        except (NoProposal, UserError) as reason:
-            say(f"no local model ({reason}); the built-in search proposes alone")
-            return Search()
-    return Hybrid(Search(), ollama, share, say=say)
-
-
-def stopper(until: str | None) -> Callable[[], str]:
-    """Says when to end: at a time of day, or after the first Ctrl-C or TERM; the second Ctrl-C ends at once."""
-    deadline = None
-    if until:
-        try:
-            at = datetime.strptime(until, "%H:%M").time()
-        except ValueError:
-            raise UserError(f"--until {until!r} is no time of day; write it like 07:00") from None
-        deadline = datetime.combine(datetime.now().date(), at)
-        deadline += timedelta(days=deadline <= datetime.now())
-    asked = []
-
-    def ask(*_: Any) -> None:
-        asked.append(True)
-        if len(asked) > 1:
-            raise KeyboardInterrupt
-        say("stopping after this experiment; once more to stop at once (nothing is lost)")
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, ask)
-    return lambda: "stopped" if asked else "it is time" if deadline and datetime.now() >= deadline else ""
-
-
-def stay_awake() -> None:
-    """Keep a Mac awake while this process lives (not the display: see docs). Not run on a Mac."""
-    if sys.platform == "darwin":
-        subprocess.Popen(["caffeinate", "-is", "-w", str(os.getpid())])
-
-
 def summary(night: Night) -> str:
     """A few lines: how many experiments, what was kept, baseline and incumbent."""
     state = night.journal.state
-    done = [e for e in state.experiments if e.status != "pending"]
-    if not done or not state.incumbent:
+    if not state.incumbent:
         return f"{night.folder.name}: no experiment is finished yet"
-    best, base = state.incumbent, next(e for e in done if e.status == "keep")
-    others = [e for e in done if e is not base]
-    counts = {kind: sum(e.status == kind for e in others) for kind in ("keep", "discard", "crash")}
+    best, counts = state.incumbent, state.counts()
     lines = [
-        f"{night.folder.name}: {len(others)} experiments: {counts['keep']} kept, {counts['discard']} discarded, "
-        f"{counts['crash']} crashed, {state.refused} refused before training",
-        f"baseline  {base.mean:.6f}",
+        f"{night.folder.name}: {len(state.tried_out)} experiments: {counts['keep']} kept, {counts['discard']} "
+        f"discarded, {counts['crash']} crashed, {state.refused} refused before training",
+        f"baseline  {state.baseline.mean:.6f}",
         f"incumbent {best.mean:.6f} (experiment {best.id}, {len(best.values)} runs; noise {state.noise.sigma:.4f})",
     ]
-    lines += [f"  kept {e.id}: {e.hypothesis} ({e.delta:+.6f})" for e in others if e.status == "keep"]
+    lines += [f"  kept {e.id}: {e.hypothesis} ({e.delta:+.6f})" for e in state.tried_out if e.status == "keep"]
     return "\n".join(lines)
 
 
@@ -422,10 +340,10 @@ def run(kind: str, model: str, cli: str, llm_share: float, max_experiments: int 
     NIGHTS.mkdir(exist_ok=True)
     (NIGHTS / tag).mkdir(exist_ok=True)
     with lock(NIGHTS / tag / "lock"):
-        agent = choose_agent(kind, model, cli, llm_share)
+        agent = choose_agent(kind, model, cli, llm_share, say)
         stay_awake()
         night = open_night(tag, **options)
-        night.agent, night.stop = agent, stopper(until)
+        night.agent, night.stop = agent, stopper(until, say)
         say(f"night {tag}: agent {agent.name}, sandbox {night.bench.sandbox}, {night.task()}")
         try:
             say(f"ended: {night.go(max_experiments)}")

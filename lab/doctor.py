@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from lab import machine
+from lab.condition import condition, unfit
 from lab.errors import UserError
 from lab.files import cache_root
 
@@ -33,14 +33,12 @@ class Finding:
 
 def examine() -> Iterator[Finding]:
     """Every finding, in the order in which a night needs them."""
-    for check in (_machine, _mlx, _condition, _power, _disk, _prepared, _sandbox, _git, _hub, _ollama):
+    for check in (_machine, _mlx, _condition, _disk, _prepared, _sandbox, _git, _hub, _ollama):
         try:
             yield from check()
         except Exception as error:  # whatever is broken here is what is looked for
-            about = check.__name__.strip("_")
-            yield Finding(
-                "failure", about, f"could not be looked at: {type(error).__name__}: {error}", "make clean setup"
-            )
+            told = f"could not be looked at: {type(error).__name__}: {error}"
+            yield Finding("failure", check.__name__.strip("_"), told, "make clean setup")
 
 
 def _machine() -> Iterator[Finding]:
@@ -65,29 +63,24 @@ def _mlx() -> Iterator[Finding]:
 
 
 def _condition() -> Iterator[Finding]:
-    now = machine.condition()
+    now = condition()
     parts = [] if now.heat is None else [f"thermal pressure {now.heat}"]
     parts += [] if now.memory_pressure is None else [f"memory pressure {now.memory_pressure} of 4"]
     parts += [] if now.swap_mb is None else [f"{now.swap_mb:,.0f} MB swapped"]
     load = os.getloadavg()[0]
     told = ", ".join([*parts, f"load {load:.1f}"])
-    if reason := machine.unfit(now, now.flops):
+    if reason := unfit(now, now.flops):
         yield Finding("warning", "condition", f"{told}: {reason}", "let it cool down, or close other programs")
     elif load > 0.5 * (os.cpu_count() or 1):
         yield Finding("warning", "condition", f"{told}: other programs are busy", "close them before a night")
     else:
         yield Finding("ok", "condition", told)
-
-
-def _power() -> Iterator[Finding]:
-    power = machine.condition().power
-    if power == "battery":
+    if now.power == "battery":
         yield Finding("warning", "power", "on battery: a night needs the charger", "plug it in")
-    elif power:
+    elif now.power:
         yield Finding("ok", "power", "on AC power")
     if sys.platform == "darwin":  # not run on a Mac
-        settings = subprocess.run(["pmset", "-g", "custom"], capture_output=True, text=True, timeout=20).stdout
-        yield from power_settings(settings)
+        yield from power_settings(machine.output("pmset", "-g", "custom"))
 
 
 def power_settings(told: str) -> Iterator[Finding]:

@@ -91,6 +91,26 @@ class State:
     remeasure: bool = True  # False once the incumbent crashed during the pending experiment
     _next: Step = field(default_factory=lambda: Step("propose"))
 
+    @property
+    def settled(self) -> list[Experiment]:
+        """The experiments with a verdict."""
+        return [e for e in self.experiments if e.status != "pending"]
+
+    @property
+    def baseline(self) -> Experiment | None:
+        """What was kept first."""
+        return next((e for e in self.experiments if e.status == "keep"), None)
+
+    @property
+    def tried_out(self) -> list[Experiment]:
+        """The settled experiments without the baseline."""
+        return [e for e in self.settled if e is not self.baseline]
+
+    def counts(self) -> dict[str, int]:
+        """How many of `tried_out` ended in which way."""
+        ends = [e.status for e in self.tried_out]
+        return {status: ends.count(status) for status in CLOSING.values()}
+
     def step(self) -> Step:
         """What comes next; a "run" with its name and seed."""
         if self._next.action != "run":

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lab import machine, trial
+from lab.condition import Condition, condition, spoiled, unfit
 from lab.crash import Crash
 from lab.files import write_atomic
 from lab.sandbox import Policy
@@ -39,7 +40,7 @@ class Measured:
     memory_gb: float
     minutes: float
     reason: str
-    before: dict[str, Any] | None = None  # lab.machine.Condition at the start and the end
+    before: dict[str, Any] | None = None  # lab.condition.Condition at the start and the end
     after: dict[str, Any] | None = None
     spoiled: bool = False  # a "crash" that the machine is to blame for: it says nothing about the change
 
@@ -76,8 +77,8 @@ class Bench:
         score = self._score(run_dir, source) if outcome.status == "ok" else {}
         told = (outcome.peak_memory_mb / 1024, (time.monotonic() - begun) / 60)
         seen = (vars(before), vars(after))
-        if spoiled := machine.spoiled(before, after, self.usual_flops, outcome.status == "ok"):
-            return Measured("invalid", None, *told, spoiled, *seen)
+        if reason := spoiled(before, after, self.usual_flops, outcome.status == "ok"):
+            return Measured("invalid", None, *told, reason, *seen)
         if score.get("status") == "ok":
             return Measured("ok", score["val_bpb"], *told, "", *seen)
         reason = score.get("reason") or f"{outcome.status}: {described(outcome.crash)}"
@@ -131,15 +132,15 @@ class Bench:
         run_dir.mkdir(parents=True)
         return run_dir
 
-    def _condition(self) -> machine.Condition:
-        now = machine.condition()
+    def _condition(self) -> Condition:
+        now = condition()
         self.usual_flops = max(self.usual_flops, now.flops)
         return now
 
-    def _fit(self) -> machine.Condition:
+    def _fit(self) -> Condition:
         """The machine's condition when it is fit for a run, or after WAIT_SECONDS whatever it is."""
         begun, told = time.monotonic(), ""
-        while reason := machine.unfit(now := self._condition(), self.usual_flops):
+        while reason := unfit(now := self._condition(), self.usual_flops):
             if time.monotonic() - begun > WAIT_SECONDS:
                 break
             if not told:

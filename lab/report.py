@@ -47,21 +47,6 @@ class Report:
     runs: list[dict[str, Any]]  # the journal's "run" events
     parents: dict[int, Experiment] = field(default_factory=dict)  # experiment -> the incumbent it was judged against
 
-    @property
-    def done(self) -> list[Experiment]:
-        """The settled experiments."""
-        return [e for e in self.state.experiments if e.status != "pending"]
-
-    @property
-    def base(self) -> Experiment | None:
-        """The baseline: what was kept first."""
-        return next((e for e in self.done if e.status == "keep"), None)
-
-    @property
-    def tried(self) -> list[Experiment]:
-        """The settled experiments without the baseline."""
-        return [e for e in self.done if e is not self.base]
-
 
 def write_report(folder: Path, stories: str | None = None) -> list[Path]:
     """Write progress.png and report.html into a night's folder and return their paths.
@@ -136,7 +121,7 @@ def picture(report: Report, dark: bool = False, narrow: bool = False) -> bytes:
         figure, axes = plt.subplots(figsize=(4.5, 4) if narrow else (11, 5), layout="constrained")
         figure.set_facecolor(PAPER[dark])
         axes.set_facecolor(PAPER[dark])
-        measured = [e for e in report.done if e.values]
+        measured = [e for e in report.state.settled if e.values]
         kept = [e for e in measured if e.status == "keep"]
         sigma = report.state.noise.sigma if report.state.noise else 0.0
         for status in ("discard", "keep"):
@@ -154,10 +139,10 @@ def picture(report: Report, dark: bool = False, narrow: bool = False) -> bytes:
             )
         if kept:
             low, high = _limits([e.mean for e in measured], kept, sigma)
-            last = max(e.id for e in report.done)
+            last = max(e.id for e in report.state.settled)
             axes.step([*(e.id for e in kept), last], [*(e.mean for e in kept), kept[-1].mean], where="post",
                       color=COLOURS["keep"], linewidth=1.5)  # fmt: skip
-            if crashed := [e.id for e in report.done if e.status == "crash"]:
+            if crashed := [e.id for e in report.state.settled if e.status == "crash"]:
                 axes.plot(crashed, [high] * len(crashed), "x", color=COLOURS["crash"], label="crashed", clip_on=False)
             axes.set_ylim(low, high)
             axes.xaxis.get_major_locator().set_params(integer=True)
@@ -165,7 +150,7 @@ def picture(report: Report, dark: bool = False, narrow: bool = False) -> bytes:
                 _label(axes, kept[1:], low, high, max(1, last))
             axes.legend(frameon=False, loc="upper right")
         axes.set(xlabel="experiment", ylabel="val_bpb" if narrow else "val_bpb (mean of its runs ± standard error)")
-        axes.set_title(f"{report.folder.name}: {len(report.tried)} experiments, {max(0, len(kept) - 1)} kept")
+        axes.set_title(f"{report.folder.name}: {len(report.state.tried_out)} experiments, {max(0, len(kept) - 1)} kept")
         axes.spines[["top", "right"]].set_visible(False)
         out = io.BytesIO()
         figure.savefig(out, dpi=160 if narrow else 110)
@@ -211,8 +196,8 @@ def _label(axes: Any, kept: list[Experiment], low: float, high: float, last: int
 def page(report: Report, stories: str | None, refresh: int = 0) -> str:
     """report.html: one file, nothing from the network. `refresh`: seconds after which it loads itself anew."""
     sources = _sources(report)
-    curves = {e.id: _curve(report, e) for e in report.done}
-    rows = "\n".join(_row(report, e, sources, curves) for e in report.done)
+    curves = {e.id: _curve(report, e) for e in report.state.settled}
+    rows = "\n".join(_row(report, e, sources, curves) for e in report.state.settled)
     pictures = {
         f"{'dark' if dark else 'light'}_{'narrow' if narrow else 'wide'}": base64.b64encode(
             picture(report, dark, narrow)
@@ -245,20 +230,20 @@ def page(report: Report, stories: str | None, refresh: int = 0) -> str:
 
 def summary(report: Report) -> str:
     """The night in three sentences."""
-    done, best = report.done, report.state.incumbent
+    state = report.state
+    best = state.incumbent
     if not best:
         return "No experiment is finished yet."
-    counts = {kind: sum(e.status == kind for e in report.tried) for kind in COLOURS}
-    base, gain = report.base.mean, report.base.mean - best.mean
-    hours = sum(e.minutes for e in done) / 60
-    sigma = report.state.noise.sigma
+    counts, tried = state.counts(), state.tried_out
+    base, gain = state.baseline.mean, state.baseline.mean - best.mean
+    hours = sum(e.minutes for e in state.settled) / 60
+    sigma = state.noise.sigma
     first = (
-        f"{_count(len(report.tried), 'experiment')} took {hours:.1f} hours of training and scoring: "
-        f"{counts['keep']} kept, {counts['discard']} discarded, {counts['crash']} crashed, "
-        f"{report.state.refused} refused beforehand."
+        f"{_count(len(tried), 'experiment')} took {hours:.1f} hours of training and scoring: {counts['keep']} kept, "
+        f"{counts['discard']} discarded, {counts['crash']} crashed, {state.refused} refused beforehand."
     )
-    if best is report.base:
-        near = sum(e.near_miss for e in report.tried)
+    if best is state.baseline:
+        near = sum(e.near_miss for e in tried)
         second = f"Nothing beat the baseline's {base:.4f} bits per byte beyond the noise ({_count(near, 'near miss')})."
     else:
         second = (
@@ -296,7 +281,7 @@ def _cell(value: float | None, form: str, kind: str = "") -> str:
 
 def _sources(report: Report) -> dict[int, list[str]]:
     """Lines of train.py of every experiment whose commit git still has, from one git process."""
-    done = report.done
+    done = report.state.settled
     asked = "".join(f"{e.commit}:train.py\n" for e in done)
     command = ["git", "-C", str(report.folder), "cat-file", "--batch"]
     try:
@@ -411,14 +396,14 @@ def sample_stories(folder: Path, sandbox: str) -> str | None:
     if not best:
         return None
     columns = []
-    for title, e in (("baseline", report.base), ("best", best)):
+    for title, e in (("baseline", report.state.baseline), ("best", best)):
         name = _first_run(report, e)
         run_dir = folder / "runs" / name
         if not name or not (run_dir / "checkpoint.safetensors").is_file():
             return None
         told = "".join(f"<p>{html.escape(text)}</p>" for text in _stories(run_dir, sandbox))
         columns.append(f"<div><strong>{title}</strong>, {e.values[0]:.4f}{told}</div>")
-        if best is report.base:
+        if best is report.state.baseline:
             break
     return f'<div class="stories">{"".join(columns)}</div>'
 

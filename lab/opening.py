@@ -1,0 +1,94 @@
+"""What a night needs before its first experiment: its task, its agent, when to stop, a machine that stays awake."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from lab.agents import Agent, NoProposal
+from lab.errors import UserError
+from lab.files import write_atomic
+from lab.run import ROOT, current_path
+
+Say = Callable[[str], None]
+
+
+def night_settings(folder: Path, preset: str | None, minutes: float | None) -> dict[str, Any]:
+    """The task of a night, fixed when it begins: a resumed night may not change it."""
+    path = folder / "settings.json"
+    if path.is_file():
+        settings = json.loads(path.read_text())
+        if (preset and preset != settings["preset"]["name"]) or (minutes and minutes != settings["minutes"]):
+            raise UserError(
+                f"{folder.name} has preset {settings['preset']['name']} and {settings['minutes']:g} minutes; leave "
+                "them out to go on with it, or choose another --tag"
+            )
+        return settings
+    if preset:
+        subprocess.run([sys.executable, str(ROOT / "prepare.py"), "--preset", preset], check=True, cwd=ROOT)
+    if not current_path().is_file():
+        raise UserError("nothing is prepared yet; add --preset offline, or run `make prepare` first")
+    settings = json.loads(current_path().read_text())
+    settings |= {"minutes": minutes or settings["preset"]["task"]["minutes"], "steps": None}
+    write_atomic(path, json.dumps(settings, indent=1))
+    return settings
+
+
+def choose_agent(kind: str, model: str, command: str, share: float, say: Say) -> Agent:
+    """The agent that proposes. `auto` is the hybrid when an Ollama server with a model answers, else search."""
+    from lab.agents.command import Command
+    from lab.agents.hybrid import Hybrid
+    from lab.agents.ollama import Ollama
+    from lab.agents.search import Search
+
+    if kind == "search":
+        return Search()
+    if kind == "command":
+        return Command(command, say=say)
+    from lab.agents.ollama_client import Server
+
+    patience = 0.0 if kind == "auto" and not model else 120.0  # seconds; who asks for no model does not wait for one
+    ollama = Ollama(model, server=Server(patience=patience, say=say), say=say)
+    if kind == "ollama":
+        return ollama
+    if kind == "auto":
+        try:
+            ollama.choose()
+        except (NoProposal, UserError) as reason:
+            say(f"no local model ({reason}); the built-in search proposes alone")
+            return Search()
+    return Hybrid(Search(), ollama, share, say=say)
+
+
+def stopper(until: str | None, say: Say) -> Callable[[], str]:
+    """Says when to end: at a time of day, or after the first Ctrl-C or TERM; the second Ctrl-C ends at once."""
+    deadline = None
+    if until:
+        try:
+            at = datetime.strptime(until, "%H:%M").time()
+        except ValueError:
+            raise UserError(f"--until {until!r} is no time of day; write it like 07:00") from None
+        deadline = datetime.combine(datetime.now().date(), at)
+        deadline += timedelta(days=deadline <= datetime.now())
+    asked = []
+
+    def ask(*_: Any) -> None:
+        asked.append(True)
+        if len(asked) > 1:
+            raise KeyboardInterrupt
+        say("stopping after this experiment; once more to stop at once (nothing is lost)")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ask)
+    return lambda: "stopped" if asked else "it is time" if deadline and datetime.now() >= deadline else ""
+
+
+def stay_awake() -> None:
+    """Keep a Mac awake while this process lives (not the display: see docs). Not run on a Mac."""
+    if sys.platform == "darwin":
+        subprocess.Popen(["caffeinate", "-is", "-w", str(os.getpid())])
