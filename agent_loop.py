@@ -55,17 +55,21 @@ class Night:
     edits: dict[int, dict[str, Any]] = field(default_factory=dict)  # experiment -> what it changed
     stop: Callable[[], str] = lambda: ""  # why to end, or ""
     spoiled: int = 0  # runs in a row
+    last: int | None = None  # number of the last experiment, None if nobody knows
 
-    def go(self, experiments: int | None) -> str:
-        """Work until `experiments` more are settled (after the baseline) or something says stop; returns why."""
+    def go(self, experiments: int | None, final: bool = True) -> str:
+        """Work until `experiments` more are settled (after the baseline) or something says stop; returns why.
+
+        `final`: others are not expected to follow these, so the incumbent is not measured for their sake."""
         state = self.journal.state
         known = len(state.experiments) + (not state.incumbent and not state.pending)  # the baseline is not counted
-        last = None if experiments is None else known + experiments
+        last = None if experiments is None else known + experiments - 1
+        self.last = last if final else None
         while True:
             self.branch.reset(state.head())
             step = state.step()
             if step.action == "propose":
-                if reason := self.stop() or ("done" if last is not None and len(state.experiments) >= last else ""):
+                if reason := self.stop() or ("done" if last is not None and len(state.experiments) > last else ""):
                     return reason
                 if not self.propose():
                     return "nothing is left to try: every agent is out of proposals"
@@ -161,9 +165,10 @@ class Night:
             raise UserError(f"the baseline fails: {result['reason']}; the same command tries it again")
 
     def judge(self) -> None:
-        found = self.journal.state.judge(self.rigor)
+        state = self.journal.state
+        found = state.judge(self.rigor, None if self.last is None else self.last - state.pending.id)
         told = {"delta": found.delta, "sigma": found.sigma, "near_miss": found.near_miss, "reason": found.reason}
-        self.journal.record("verdict", id=self.journal.state.pending.id, verdict=found.verdict, who=found.who, **told)
+        self.journal.record("verdict", id=state.pending.id, verdict=found.verdict, who=found.who, **told)
         say(f"{found.verdict}: {found.reason}")
 
     def settle(self, verdict: str) -> None:
@@ -367,7 +372,7 @@ def try_command(message: str, tag: str | None, **options: Any) -> None:
         if edited is None or edited == base:
             raise UserError(f"nothing is changed in {worktree}; edit that file, then try again")
         night.agent = Once(edited, message, night.settings, worktree)
-        night.go(1)
+        night.go(1, final=False)
         done = night.journal.state.experiments[-1]
         print(f"{done.status}: {done.reason or done.hypothesis}")
         print(summary(night))

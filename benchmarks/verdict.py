@@ -9,6 +9,7 @@ proposal's effect and the noise of its runs do not depend on the rule. It measur
   A/A    nights of 200 proposals that change nothing: share kept, gain claimed though none is there;
   power  share kept of a gain: as the first proposal after the baseline, and in nights of 100 proposals in
          which one in ten has it and the others change nothing;
+  rehearsal  A/A, power and runs spent in nights of three experiments, whose end is known to the rule;
   night  runs spent per real gain kept, and the true and the claimed gain after a budget of runs in a mixed night
          (effect of a proposal: 10 % -2, 40 % 0, 50 % +2 sigma).
 Writes benchmarks/out/verdict.json, and verdict.png if matplotlib is there.
@@ -49,20 +50,23 @@ class Night:
     claimed: float = 0.0  # the same by the rule's own numbers
 
 
-def simulate(rule: str, seed: int, effects: list[float], draw: Draw, sd: float, budget: float = float("inf")) -> Night:
-    """One night: `effects` in sigma, one a proposal (negative is better), until `budget` runs are spent."""
+def simulate(rule: str, seed: int, effects: list[float], draw: Draw, sd: float, budget: float = float("inf"),
+             bounded: bool = False) -> Night:  # fmt: skip
+    """One night: `effects` in sigma, one a proposal (negative is better), until `budget` runs are spent. `bounded`:
+    the rule knows how many proposals there will be."""
     replicates = random.Random(f"{seed} incumbent")
     night, runs = Night(), [random.Random(f"{seed} {i}") for i in range(len(effects) + 1)]
     true, noise = 0.0, Noise(PRIOR_SHARE * BPB)
     incumbent = [BPB + sd * draw(runs[-1]) for _ in range(BASELINE_RUNS if rule == "full" else 1)]
     night.runs, baseline, unselected = len(incumbent), fmean(incumbent), list(incumbent)
     noise = Noise.of([unselected], noise.prior)
-    for effect, rng in zip(effects, runs, strict=False):
+    for number, (effect, rng) in enumerate(zip(effects, runs, strict=False), 1):
+        to_come = len(effects) - number if bounded else None
         if night.runs >= budget:
             break
         candidate, fresh = [BPB + sd * (true + effect + draw(rng))], []
         night.runs += 1
-        while (verdict := decide(incumbent, candidate, noise, rule)).verdict == "again":
+        while (verdict := decide(incumbent, candidate, noise, rule, to_come=to_come)).verdict == "again":
             own = verdict.who == "candidate"
             value = BPB + sd * (true + effect + draw(rng) if own else true + draw(replicates))
             noise = noise.joined(fresh if own else unselected, value)
@@ -140,6 +144,19 @@ def mixed_nights(rule: str, nights: int, seed: int, draw: Draw, sd: float, budge
     }
 
 
+def rehearsals(rule: str, nights: int, seed: int, draw: Draw, sd: float) -> dict:
+    """Nights of three experiments, known beforehand: what the demo of the README costs."""
+    null = [simulate(rule, seed + i, [0.0] * 3, draw, sd, bounded=True) for i in range(10 * nights)]
+    gain = [simulate(rule, seed + i, [-2.0] * 3, draw, sd, bounded=True) for i in range(10 * nights)]
+    runs = sorted(n.runs for n in null)
+    return {
+        "kept_share": round(share(null, 0.0), 4),
+        "kept_at_2_sigma": round(share(gain, -2.0), 4),
+        "runs_median": runs[len(runs) // 2],
+        "runs_99_percent": runs[len(runs) * 99 // 100],
+    }
+
+
 def measured(path: Path) -> tuple[Draw, float]:
     """Standardised residuals of measured replicates, and their standard deviation in bpb."""
     try:
@@ -194,6 +211,8 @@ def table(report: dict) -> str:
         row(f"kept at {effect} sigma, in a night", lambda r, i=i: r["power"][i]["in_night"])
         row(f"kept at {effect} sigma, standard error", lambda r, i=i: r["power"][i]["in_night_error"])
         row(f"runs per gain kept at {effect} sigma", lambda r, i=i: r["power"][i]["runs_per_gain"])
+    for key in report["full"]["rehearsal"]:
+        row(f"night of three: {key.replace('_', ' ')}", lambda r, key=key: r["rehearsal"][key])
     row("mixed night: true gain (sigma)", lambda r: r["night"]["true_gain"]["mean"])
     row("mixed night: claimed gain (sigma)", lambda r: r["night"]["claimed_gain"]["mean"])
     row("mixed night: kept that are gains", lambda r: r["night"]["kept_that_are_gains"])
@@ -207,6 +226,7 @@ def evaluate(draw: Draw, sd: float, nights: int, seed: int, budget: int = 100) -
         rule: {
             "null": null_nights(rule, nights, seed, draw, sd),
             "power": power(rule, nights, seed, draw, sd),
+            "rehearsal": rehearsals(rule, nights, seed, draw, sd),
             "night": mixed_nights(rule, nights, seed, draw, sd, budget),
         }
         for rule in RULES

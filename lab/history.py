@@ -125,11 +125,11 @@ class State:
             return self.pending.commit
         return self.incumbent.commit if self.incumbent else self.start["commit"]
 
-    def judge(self, rigor: Rigor = "full") -> Decision:
-        """The verdict on the pending experiment, once `step` says "judge"."""
-        known = self.incumbent
+    def judge(self, rigor: Rigor = "full", to_come: int | None = None) -> Decision:
+        """The verdict on the pending experiment, once `step` says "judge"; `to_come` as in `decide`."""
+        known, values = self.incumbent, self.pending.values
         simpler = known is not None and self.pending.nodes < known.nodes
-        return decide(known.values if known else [], self.pending.values, self.noise, rigor, simpler, self.remeasure)
+        return decide(known.values if known else [], values, self.noise, rigor, simpler, self.remeasure, to_come)
 
     def check(self, event: str, fields: dict[str, Any]) -> None:
         """Raise ValueError if the event does not follow from this state: a bug in the caller, or a damaged file."""

@@ -16,7 +16,8 @@ with one sigma for the night, pooled over all replicates (`Noise`). The rule:
 - barely below it (t > -HOPELESS) when the candidate had all its runs and the incumbent FLOOR: discard, as a
   near miss. More runs of the incumbent would seldom carry it beyond the bar;
 - otherwise whoever has fewer runs goes again, the incumbent on ties (its run serves every later
-  comparison), up to CANDIDATE_RUNS and INCUMBENT_RUNS. Then discard, as a near miss;
+  comparison), up to CANDIDATE_RUNS and INCUMBENT_RUNS. Then discard, as a near miss. Where only so many
+  comparisons are still to come, each repays one run of the incumbent beyond FLOOR, no more;
 - a change that makes train.py simpler is not given up as hopeless, and is kept where others end as near misses:
   its loss is then under 0.82 sigma with 90 % confidence (1.28 * sqrt(1/3 + 1/14)).
 
@@ -113,12 +114,14 @@ def decide(
     rigor: Rigor = "full",
     simpler: bool = False,
     remeasure: bool = True,
+    to_come: int | None = None,
 ) -> Decision:
     """The verdict on a candidate from the val_bpb of all its valid runs and all of the incumbent's.
 
     An empty `incumbent` means that the candidate is the baseline. `rigor="none"` is upstream's rule: keep what
     is strictly lower. `simpler`: the candidate's train.py has fewer AST nodes. `remeasure=False` never asks for
-    the incumbent (it crashed when it ran again). A kept candidate becomes the incumbent with all its runs.
+    the incumbent (it crashed when it ran again). `to_come`: experiments after this one, None if nobody knows. A kept
+    candidate becomes the incumbent with all its runs.
     Raises ValueError on an empty candidate or a value that is not finite: only valid runs belong here.
     """
     if not candidate or not all(map(isfinite, (*incumbent, *candidate))):
@@ -130,7 +133,9 @@ def decide(
     verdict, who, why = (
         ("keep" if delta < 0 else "discard", "candidate", "upstream's rule")
         if rigor == "none"
-        else _weigh(len(incumbent), len(candidate), delta / error, noise.bar, simpler, remeasure)
+        else _weigh(
+            len(incumbent), len(candidate), delta / error, noise.bar, simpler, _most(to_come) if remeasure else 0
+        )
     )
     runs = f"{len(candidate)} against {len(incumbent)} run{'s' * (len(incumbent) > 1)}"
     reason = f"{delta:+.6f} ± {error:.6f} bpb, {runs}: {why}"
@@ -144,11 +149,14 @@ def _baseline(candidate: Sequence[float], noise: Noise, rigor: Rigor) -> Decisio
     return Decision("keep" if done else "again", 0.0, noise.sigma, error, reason)
 
 
-def _weigh(
-    incumbents: int, candidates: int, t: float, bar: float, simpler: bool, remeasure: bool
-) -> tuple[str, str, str]:
-    """(verdict, who, why) from the numbers of runs and Student's t."""
-    trusted = incumbents >= FLOOR or not remeasure
+def _most(to_come: int | None) -> int:
+    """Runs of the incumbent that what is still to come repays."""
+    return INCUMBENT_RUNS if to_come is None else min(INCUMBENT_RUNS, FLOOR + to_come)
+
+
+def _weigh(incumbents: int, candidates: int, t: float, bar: float, simpler: bool, most: int) -> tuple[str, str, str]:
+    """(verdict, who, why) from the numbers of runs and Student's t; the incumbent may have `most` runs."""
+    trusted = incumbents >= min(FLOOR, most)
     if t >= 0:
         if t < WIDE and not trusted:
             return "again", "incumbent", "barely worse, and the incumbent may have been lucky"
@@ -159,13 +167,12 @@ def _weigh(
         return "keep", "candidate", "beyond the noise"
     if trusted and candidates >= CANDIDATE_RUNS and t > -HOPELESS and not simpler:
         return "discard", "candidate", "better, but hardly"
-    return _undecided(candidates, incumbents, simpler, remeasure)
+    return _undecided(candidates, incumbents, simpler, most)
 
 
-def _undecided(candidates: int, incumbents: int, simpler: bool, remeasure: bool) -> tuple[str, str, str]:
+def _undecided(candidates: int, incumbents: int, simpler: bool, most: int) -> tuple[str, str, str]:
     """Better, but within the noise: the next run goes where it narrows the standard error most."""
-    more_incumbent = remeasure and incumbents < INCUMBENT_RUNS
-    if more_incumbent and (incumbents <= candidates or candidates >= CANDIDATE_RUNS):
+    if incumbents < most and (incumbents <= candidates or candidates >= CANDIDATE_RUNS):
         return "again", "incumbent", "better, but within the noise"
     if candidates < CANDIDATE_RUNS:
         return "again", "candidate", "better, but within the noise"

@@ -16,6 +16,7 @@ from lab.errors import UserError
 from lab.journal import Journal
 from lab.measure import Measured
 from lab.preset import load, to_dict
+from lab.verdict import FLOOR, INCUMBENT_RUNS
 
 
 class SimulatedBench:
@@ -89,6 +90,14 @@ def test_an_experiment_whose_runs_are_always_spoiled_is_given_up_and_the_night_g
     assert n.tried(first).verdict == "invalid"  # nothing was learnt about the change, and it may be tried again
     assert first.fingerprint not in n.journal.state.tried
     assert second.status in ("keep", "discard")
+
+
+@pytest.mark.parametrize("final", [True, False])
+def test_a_night_that_ends_soon_measures_the_incumbent_only_as_far_as_that_pays(night, final):
+    n, values = night(), {"e0000": [1.0, 1.001] * 7, "e0001": [0.998] * 3}  # better, and within the noise
+    n.bench.run = lambda name, *_: Measured("ok", values[name[:5]].pop(0), 0.1, 5.0, "")
+    n.go(1, final)
+    assert n.journal.state.experiments[0].runs == (FLOOR if final else INCUMBENT_RUNS)
 
 
 def test_a_run_spoiled_once_is_run_again(night):

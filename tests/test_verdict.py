@@ -111,15 +111,20 @@ def test_an_incumbent_that_crashes_is_not_asked_again():
         assert not (decision.verdict == "again" and decision.who == "incumbent")
 
 
-def test_the_bounds_on_runs_hold_for_any_numbers():
-    rng = random.Random(2)
+@pytest.mark.parametrize(
+    ("to_come", "most"), [(None, verdict.INCUMBENT_RUNS), (2, verdict.FLOOR + 2), (0, verdict.FLOOR)]
+)
+def test_the_bounds_on_runs_hold_for_any_numbers(to_come, most):
+    rng, reached = random.Random(2), 0
     for _ in range(500):
         incumbent, candidate = [rng.gauss(1, 0.01), rng.gauss(1, 0.01)], [rng.gauss(0.995, 0.01)]
-        while (decision := decide(incumbent, candidate, QUIET)).verdict == "again":
+        while (decision := decide(incumbent, candidate, QUIET, to_come=to_come)).verdict == "again":
             (candidate if decision.who == "candidate" else incumbent).append(rng.gauss(0.995, 0.01))
         assert len(candidate) <= verdict.CANDIDATE_RUNS
-        assert len(incumbent) <= verdict.INCUMBENT_RUNS
+        assert len(incumbent) <= most
+        reached += len(incumbent) == most
         assert decision.verdict == "discard" or len(candidate) >= 2
+    assert reached
 
 
 def test_lowering_a_candidates_runs_never_turns_keep_into_discard():
