@@ -1,0 +1,124 @@
+"""A training step in a process of its own, taken when asked: so that several kinds can be timed in turn, all warm.
+
+    python benchmarks/stepper.py KIND SETTINGS      KIND: ours, plain, torch, torch-bf16; SETTINGS: JSON
+
+For every line N on standard input it takes N steps and prints their seconds as a JSON list. `plain` is train.py as it
+was before lab/kernels.py: MLX's own operations, glibc and BLAS threads as they are by default.
+"""
+
+import ctypes
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def ours(settings: dict):
+    """(step, parts) of train.py on random tokens: `parts` are functions whose time explains the step's."""
+    experiment, mx = _experiment(settings)
+    vocab, rows, length = settings["vocab"], settings["rows"], settings["sequence_length"]
+    mx.random.seed(0)
+    model = experiment.build_model(vocab)
+    optimizer = experiment.MuonAdamW(model)
+    step, state = experiment.make_step(model, optimizer, compiled=mx.metal.is_available())
+    passes = settings["tokens_per_step"] // (rows * length)
+    inputs, targets = (mx.random.randint(0, vocab, (passes, rows, length)) for _ in range(2))
+    rate, decay = mx.array(1.0), mx.array(0.1)
+    loss_and_gradients = experiment.nn.value_and_grad(model, experiment.loss_function)
+    _, gradients = loss_and_gradients(model, inputs[0], targets[0])
+    mx.eval(state, inputs, targets, gradients)
+
+    def whole() -> None:
+        mx.eval(step(inputs, targets, rate, decay), state)
+
+    def forward() -> None:
+        for pair in zip(inputs, targets, strict=True):
+            mx.eval(experiment.loss_function(model, *pair))
+
+    def backward() -> None:
+        for pair in zip(inputs, targets, strict=True):
+            mx.eval(loss_and_gradients(model, *pair))
+
+    def update() -> None:
+        optimizer.update(model, gradients, rate, decay)
+        mx.eval(state)
+
+    parts = {"forward": forward, "forward and backward": backward, "optimizer": update}
+    return whole, parts, experiment.flops_per_token(model)
+
+
+def _experiment(settings: dict):
+    """train.py with these sizes as its preset's."""
+    from lab.preset import load, to_dict
+
+    preset = to_dict(load("tinystories"))
+    preset["tokenizer"]["vocab_size"] = settings["vocab"]
+    preset["task"]["sequence_length"] = settings["sequence_length"]
+    for section in ("model", "batch"):
+        preset[section] |= {key: settings[key] for key in preset[section] if key in settings}
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump({"preset": preset, "prepared": "", "tier": ""}, file)
+        file.flush()
+        os.environ["AUTORESEARCH_SETTINGS"] = file.name
+        import train
+    from lab.backend import mx
+
+    return train, mx
+
+
+def plain(settings: dict):
+    os.environ["OPENBLAS_THREAD_TIMEOUT"] = "26"  # OpenBLAS's default
+    experiment, mx = _experiment(settings)
+    if sys.platform == "linux":
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, value in ((-4, 65536), (-1, 128 << 10), (-2, 0)):  # glibc's defaults, see lab/backend.py
+            mallopt(option, value)
+
+    def loss_function(model, inputs, targets):
+        logits = (model.hidden(inputs) @ model.head.T).astype(mx.float32)
+        logits = experiment.SOFTCAP * mx.tanh(logits / experiment.SOFTCAP)
+        return experiment.nn.losses.cross_entropy(logits, targets, reduction="mean")
+
+    def attention(q, k, v, *, scale, window):
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal")
+
+    experiment.loss_function, experiment.attention = loss_function, attention
+    return ours(settings)
+
+
+def serve(step, parts: dict) -> None:
+    """Answer lines `N` or `N part` with the seconds of N steps."""
+    for line in sys.stdin:
+        count, _, part = line.strip().partition(" ")
+        seconds = []
+        for _ in range(int(count)):
+            begun = time.perf_counter()
+            (parts[part] if part else step)()
+            seconds.append(time.perf_counter() - begun)
+        scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**20
+        print(json.dumps({"seconds": seconds, "peak_memory_mb": peak}), flush=True)
+
+
+def main() -> None:
+    kind, settings = sys.argv[1], json.loads(sys.argv[2])
+    sys.path.insert(0, str(ROOT))
+    if kind.startswith("torch"):
+        sys.path.insert(0, str(ROOT / "benchmarks"))
+        from torch_reference import stepper
+
+        step, parts, flops = stepper(settings, autocast=kind == "torch-bf16"), {}, 0.0
+    else:
+        step, parts, flops = (plain if kind == "plain" else ours)(settings)
+    step()  # the first compiles and fills caches
+    print(json.dumps({"ready": kind, "flops_per_token": flops, "parts": list(parts)}), flush=True)
+    serve(step, parts)
+
+
+if __name__ == "__main__":
+    main()
