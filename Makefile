@@ -11,7 +11,8 @@ READY := $(VENV)/.ready
 
 quote = '$(subst ','\'',$(1))'
 PREPARE_FLAGS := $(if $(VOCAB),--vocab $(VOCAB)) $(if $(SEQ),--seq $(SEQ)) \
-	$(if $(FILES),--files $(call quote,$(FILES))) $(if $(VAL_FILES),--val-files $(call quote,$(VAL_FILES)))
+	$(if $(FILES),--files $(call quote,$(FILES))) $(if $(VAL_FILES),--val-files $(call quote,$(VAL_FILES))) \
+	$(if $(NO_FIT),--no-fit)
 PREPARE = $(PY) prepare.py --preset $(or $(PRESET),tinystories) $(PREPARE_FLAGS)
 CURRENT := $(or $(AUTORESEARCH_CACHE),$(HOME)/.cache/autoresearch)/current.json
 TRAIN_FLAGS := $(if $(MINUTES),--minutes $(MINUTES)) $(if $(STEPS),--steps $(STEPS)) $(if $(SEED),--seed $(SEED)) \
@@ -25,7 +26,7 @@ AGENT_FLAGS := $(if $(PRESET),--preset $(PRESET)) $(if $(AGENT),--agent $(AGENT)
 	$(if $(UNTIL),--until $(UNTIL)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(LLM_SHARE),--llm-share $(LLM_SHARE)) \
 	$(if $(COMMAND),--command $(call quote,$(COMMAND))) $(if $(SANDBOX),--sandbox $(SANDBOX)) $(if $(RIGOR),--rigor $(RIGOR))
 
-.PHONY: help setup prepare train agent status report score sample doctor clean-cache test lint format lock clean
+.PHONY: help setup prepare fit train agent status report score sample doctor clean-cache test lint format lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -47,8 +48,11 @@ $(READY): requirements.txt
 	fi
 	@touch $@
 
-prepare: $(READY)  ## text and tokenizer (PRESET= VOCAB= SEQ= FILES= VAL_FILES=)
+prepare: $(READY)  ## text and tokenizer (PRESET= VOCAB= SEQ= FILES= VAL_FILES= NO_FIT=)
 	@$(PREPARE)
+
+fit: $(READY)  ## measure anew what fits this machine (PRESET= and what prepare takes; NO_FIT=1 there: the tier's table)
+	@$(PREPARE) --fit
 
 train: $(READY)  ## five minutes, then val_bpb (with PRESET=: prepares first; MINUTES= STEPS= SEED= RUN_DIR= HOSTS=)
 	@$(if $(PRESET)$(FILES)$(VOCAB)$(SEQ),,[ -f "$(CURRENT)" ] ||) $(PREPARE)

@@ -1,6 +1,6 @@
 """Prepare data and tokenizer, once; and what train.py imports.
 
-    python prepare.py --preset tinystories [--vocab 1024] [--seq 512] [--files 'GLOB'] [--val-files 'GLOB']
+    python prepare.py --preset tinystories [--vocab 1024] [--seq 512] [--files 'GLOB'] [--val-files 'GLOB'] [--no-fit]
     python prepare.py score RUN_DIR       rescore any finished run
     python prepare.py sample [RUN_DIR]    text from a checkpoint
     python prepare.py doctor              what of this machine serves a night and what does not
@@ -41,6 +41,8 @@ def __getattr__(name: str) -> Any:
 @click.option("--seq", type=int, help="Tokens of context. Another task: not comparable.  [default: the preset's]")
 @click.option("--files", help="Your own text in place of the preset's: a glob of parquet, jsonl or txt files.")
 @click.option("--val-files", help="Validation text of your own.  [default: 1 in 20 documents of --files, by hash]")
+@click.option("--fit/--no-fit", default=None, help="Measure anew what fits this machine, or take the preset's tier.  "
+              "[default: measured once, about a minute]")  # fmt: skip
 @click.pass_context
 def command(
     context: click.Context,
@@ -49,16 +51,20 @@ def command(
     seq: int | None,
     files: str | None,
     val_files: str | None,
+    fit: bool | None,
 ) -> None:
     if context.invoked_subcommand is None:
-        prepare(preset_name, vocab, seq, files, val_files)
+        prepare(preset_name, vocab, seq, files, val_files, fit)
 
 
-def prepare(preset_name: str, vocab: int | None, seq: int | None, files: str | None, val_files: str | None) -> None:
-    """Prepare, say what there is, and make it what train.py trains on. Raises UserError."""
+def prepare(
+    preset_name: str, vocab: int | None, seq: int | None, files: str | None, val_files: str | None, fit: bool | None
+) -> None:
+    """Prepare, say what there is, and make it what train.py trains on, fitted to this machine. Raises UserError."""
     from lab import machine, preset, shards
     from lab.corpus import open_corpus
     from lab.files import write_atomic
+    from lab.fit import fitted
     from lab.show import Bars
 
     if val_files and not files:
@@ -72,17 +78,19 @@ def prepare(preset_name: str, vocab: int | None, seq: int | None, files: str | N
     with Bars() as progress:
         corpus = open_corpus(chosen.data, progress)
         prepared, rebuilt = shards.prepare(chosen, corpus, progress)
-    current_path().parent.mkdir(parents=True, exist_ok=True)
-    record = {"preset": preset.to_dict(chosen), "tier": tier, "prepared": str(prepared.folder)}
-    write_atomic(current_path(), json.dumps(record, indent=1))
     totals, val = prepared.manifest["totals"], prepared.manifest["val"]
     if rebuilt:
         print(f"damaged and rebuilt: {', '.join(rebuilt)}")
     print(
         f"prepared {chosen.name}, vocabulary {prepared.manifest['vocab_size']}: "
         f"{totals['documents']:,} documents, {totals['bytes'] / 1e6:.1f} MB, {totals['tokens'] / 1e6:.1f}M tokens; "
-        f"scored: {val['documents']:,} documents, {val['bytes']:,} bytes\n{prepared.folder}"
+        f"scored: {val['documents']:,} documents, {val['bytes']:,} bytes\n{prepared.folder}",
+        flush=True,
     )
+    chosen, found = fitted(chosen, prepared.folder, fit, print)
+    current_path().parent.mkdir(parents=True, exist_ok=True)
+    record = {"preset": preset.to_dict(chosen), "tier": tier, "fit": found, "prepared": str(prepared.folder)}
+    write_atomic(current_path(), json.dumps(record, indent=1))
 
 
 def _expand(pattern: str | None) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ from lab.batches import Batches
 from lab.clock import Clock
 from lab.errors import UserError
 from lab.files import cache_root, write_atomic
+from lab.fit import most_rows
 from lab.preset import from_dict, load, to_dict
 from lab.shards import open_prepared
 from lab.show import LiveLine
@@ -110,9 +111,14 @@ class Run:
     def batches(self, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Endless (inputs, targets), each (rows, sequence_length) int32; the same seed gives the same batches.
 
-        Of several processes each gets every n-th."""
+        Of several processes each gets every n-th. Raises UserError for more rows than fit the memory."""
         tokenizer = self.prepared.tokenizer
         length = self.preset.task.sequence_length
+        if (found := self.record_settings.get("fit")) and rows > (most := most_rows(found)):
+            raise UserError(
+                f"{rows} rows a pass may take more than the {found['memory_bound_mb']:,.0f} MB that training may have "
+                f"on this machine; take at most {most}, or measure anew with `make fit`"
+            )
         self.data = Batches(self.prepared.train, tokenizer.bos, length, rows, self.seed)
         return islice(self.data, parallel.rank(), None, self.processes)
 
@@ -141,7 +147,8 @@ class Run:
         chip = machine.describe()
         print(
             f"preset {self.preset.name}, vocabulary {self.vocab_size}, context {length}, seed {self.seed}, {budget}\n"
-            f"machine {chip['chip']}, {chip['backend']} ({BLAS}), tier: {self.record_settings['tier'] or 'none'}, "
+            f"machine {chip['chip']}, {chip['backend']} ({BLAS}), tier: {self.record_settings['tier'] or 'none'}"
+            f"{', fitted' * bool(self.record_settings.get('fit'))}, "
             f"{dtype} matmul peak {peak / 1e12:.2f} TFLOP/s, {self.processes} process{'es' * (self.processes > 1)}\n"
             f"model {parameters / 1e6:.2f}M parameters, " + ", ".join(f"{k} {v}" for k, v in facts.items()),
             flush=True,

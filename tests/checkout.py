@@ -29,7 +29,7 @@ class Checkout:
         self.git("add", "-A")
         self.git("-c", "user.name=u", "-c", "user.email=u@localhost", "commit", "--quiet", "-m", "start")
         text = write_jsonl(folder / "text.jsonl", documents(400))
-        self.python("prepare.py", "--preset", "offline", "--vocab", "256", "--seq", "64", "--files", text)
+        self.python("prepare.py", "--no-fit", "--preset", "offline", "--vocab", "256", "--seq", "64", "--files", text)
         current = self.cache / "current.json"
         record = json.loads(current.read_text())
         record["preset"]["model"] |= {"depth": 2, "width": 64, "head_dim": 32}

@@ -134,7 +134,17 @@ class Started:
     """prepare.py in a process group of its own."""
 
     def __init__(self, cache: Path, text: Path, vocab: int):
-        command = [sys.executable, "prepare.py", "--preset", "offline", "--vocab", str(vocab), "--files", str(text)]
+        command = [
+            sys.executable,
+            "prepare.py",
+            "--no-fit",
+            "--preset",
+            "offline",
+            "--vocab",
+            str(vocab),
+            "--files",
+            str(text),
+        ]
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=environment(cache), start_new_session=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -397,7 +407,17 @@ def test_a_read_only_cache_is_one_line(cache, small_disk, text_file):
 def test_memory_is_flat_in_the_size_of_the_text(tmp_path):
     def peak(megabytes: int) -> float:
         text = numbered(tmp_path / f"{megabytes}.jsonl", megabytes)
-        command = [sys.executable, "prepare.py", "--preset", "tinystories", "--vocab", "256", "--files", str(text)]
+        command = [
+            sys.executable,
+            "prepare.py",
+            "--no-fit",
+            "--preset",
+            "tinystories",
+            "--vocab",
+            "256",
+            "--files",
+            str(text),
+        ]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         process = subprocess.Popen(command, cwd=ROOT, env=environment(tmp_path / f"cache{megabytes}"), **quiet)
         _, status, usage = os.wait4(process.pid, 0)

@@ -238,6 +238,7 @@ def prepared(tmp_path_factory):
         [
             sys.executable,
             "prepare.py",
+            "--no-fit",
             "--preset",
             "offline",
             "--vocab",

@@ -1,0 +1,149 @@
+"""The scaling rule of lab/fit.py: real trainings of many sizes, the rule fitted to them, and a plot.
+
+    python prepare.py --preset tinystories --no-fit [--files ...]
+    python benchmarks/sweep.py [--jobs 2]        an hour and more on two cores; goes on where it was interrupted
+
+Every run is train.py for a number of steps, so its result does not depend on how busy the machine is. Runs go to
+docs/scaling.csv as they end; the rule is fitted to those with the tier's batch and rate, printed as constants for
+lab/fit.py, and drawn in docs/scaling.png.
+"""
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from lab.errors import UserError  # noqa: E402
+from lab.files import append_line  # noqa: E402
+from lab.fit import block_parameters, predicted_bpb  # noqa: E402
+from lab.run import recorded  # noqa: E402
+
+TABLE, PLOT = ROOT / "docs" / "scaling.csv", ROOT / "docs" / "scaling.png"
+SIZES = ((2, 64), (4, 64), (2, 128), (4, 128), (6, 128), (4, 192), (4, 256))  # depth, width
+STEPS = (200, 400, 800)
+LARGE = 4e6 * 800  # parameters times steps: what is above is left out, it would take too long
+COLUMNS = ("depth", "width", "tokens_per_step", "matrix_lr", "steps", "tokens", "val_bpb")
+
+
+def plan(preset: dict) -> list[dict]:
+    """Sizes and lengths with the tier's batch and rate, the cheap ones first; then other batches and rates."""
+    step, rate = preset["batch"]["tokens_per_step"], preset["optimizer"]["matrix_lr"]
+    runs = [(d, w, step, rate, n) for d, w in SIZES for n in STEPS if block_parameters(d, w) * n < LARGE / 4]
+    runs.sort(key=lambda run: block_parameters(*run[:2]) * run[4])
+    runs += [(4, 128, size, rate, 400 * step // size) for size in (step // 2, 2 * step)]
+    runs += [(4, 128, step, factor * rate, 400) for factor in (0.5, 2.0)]
+    return [dict(zip(COLUMNS, run, strict=False)) for run in runs]
+
+
+def done() -> list[dict]:
+    if not TABLE.is_file():
+        return []
+    with TABLE.open(newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def train(run: dict, record: dict, core: int | None) -> None:
+    """One row of the table."""
+    preset = json.loads(json.dumps(record["preset"]))
+    preset["model"] |= {"depth": run["depth"], "width": run["width"]}
+    rows = min(preset["batch"]["rows"], run["tokens_per_step"] // preset["task"]["sequence_length"])
+    preset["batch"] |= {"tokens_per_step": run["tokens_per_step"], "rows": rows, "processes": 1}
+    preset["optimizer"]["matrix_lr"] = run["matrix_lr"]
+    with tempfile.TemporaryDirectory(prefix="sweep-") as folder:
+        settings = Path(folder, "settings.json")
+        settings.write_text(json.dumps({"preset": preset, "prepared": record["prepared"], "tier": "sweep"}))
+        command = [sys.executable, str(ROOT / "train.py"), "--steps", str(run["steps"]), "--run-dir", f"{folder}/run"]
+        bind = None if core is None else lambda: os.sched_setaffinity(0, {core})
+        env = os.environ | {"AUTORESEARCH_SETTINGS": str(settings)}
+        subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL, preexec_fn=bind)
+        result = json.loads(Path(folder, "run", "result.json").read_text())
+    run |= {"tokens": result["total_tokens"], "val_bpb": round(result["val_bpb"], 6)}
+    append_line(TABLE, ",".join(str(run[name]) for name in COLUMNS))
+    print(", ".join(f"{name} {run[name]}" for name in COLUMNS), flush=True)
+
+
+def rule(rows: list[dict]) -> tuple[dict[str, float], float]:
+    """Constants of lab.fit.predicted_bpb by least squares, and the root mean square of what is left, in bpb.
+
+    FLOOR, ALPHA and BETA by grid, A and B in closed form, neither below 0."""
+    sizes = np.array([block_parameters(row["depth"], row["width"]) for row in rows])
+    tokens, found = np.array([row["tokens"] for row in rows]), np.array([row["val_bpb"] for row in rows])
+    best = (np.inf, {})
+    for floor in np.arange(0.0, found.min(), 0.05):
+        for alpha in np.arange(0.05, 1.01, 0.05):
+            for beta in np.arange(0.05, 1.01, 0.05):
+                terms = np.stack([sizes**-alpha, tokens**-beta], axis=1)
+                (a, b), *_ = np.linalg.lstsq(terms, found - floor, rcond=None)
+                left = float(np.mean((terms @ (a, b) + floor - found) ** 2))
+                if left < best[0] and a > 0 and b > 0:
+                    best = (left, {"FLOOR": floor, "A": a, "ALPHA": alpha, "B": b, "BETA": beta})
+    return {name: float(f"{value:.4g}") for name, value in best[1].items()}, best[0] ** 0.5
+
+
+def draw(rows: list[dict]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for number, size in enumerate(
+        sorted({(row["depth"], row["width"]) for row in rows}, key=lambda s: block_parameters(*s))
+    ):
+        mine = sorted((row["tokens"], row["val_bpb"]) for row in rows if (row["depth"], row["width"]) == size)
+        tokens, colour = np.geomspace(mine[0][0], mine[-1][0]), f"C{number}"
+        axes.plot(*zip(*mine, strict=True), "o", color=colour, label=f"depth {size[0]:.0f}, width {size[1]:.0f}")
+        axes.plot(tokens, [predicted_bpb(block_parameters(*size), n) for n in tokens], color=colour, linewidth=1)
+    axes.set(xscale="log", xlabel="training tokens", ylabel="val_bpb (lines: the rule of lab/fit.py)")
+    axes.legend(frameon=False)
+    figure.savefig(PLOT, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each bound to a core (Linux; default 1)")
+    parser.add_argument("--fit-only", action="store_true", help="no runs: the rule and the plot from the table")
+    options = parser.parse_args()
+    if not options.fit_only:
+        if not (record := recorded()):
+            raise UserError("nothing is prepared; python prepare.py --preset tinystories --no-fit")
+        if not TABLE.is_file():
+            TABLE.write_text(",".join(COLUMNS) + "\n")
+        had = [tuple(row[name] for name in COLUMNS[:5]) for row in done()]
+        runs = [run for run in plan(record["preset"]) if tuple(run[name] for name in COLUMNS[:5]) not in had]
+        cores: SimpleQueue[int | None] = SimpleQueue()
+        for core in range(options.jobs):
+            cores.put(core if options.jobs > 1 else None)
+
+        def one(run: dict) -> None:
+            core = cores.get()
+            try:
+                train(run, record, core)
+            finally:
+                cores.put(core)
+
+        with ThreadPoolExecutor(options.jobs) as pool:
+            list(pool.map(one, runs))
+    usual = max(rows := done(), key=lambda row: [r["matrix_lr"] for r in rows].count(row["matrix_lr"]))
+    same = [r for r in rows if all(r[name] == usual[name] for name in ("matrix_lr", "tokens_per_step"))]
+    constants, left = rule(same)
+    print(f"{len(same)} runs: " + ", ".join(f"{k} = {v}" for k, v in constants.items()) + f"; rms left {left:.4f} bpb")
+    draw(same)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

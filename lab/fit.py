@@ -1,0 +1,256 @@
+"""What fits this machine: measured speed and memory of real training steps, and the size that five minutes pay for.
+
+    batch   of a few rows per pass, dtypes and processes, the fastest whose peak stays below MEMORY_SHARE of the memory
+    size    the depth and width for which the scaling rule predicts the lowest val_bpb from the tokens that the budget
+            buys at the measured speed
+
+Every candidate is train.py itself for STEPS steps in a process of its own, so one that dies costs nothing but its name
+in the reasons. A larger batch is tried only when the growth seen so far says that it stays in bounds. The preset's tier
+is where the search starts, and stands unless another candidate is better by more than the noise of so short a
+measurement. The result is cached by chip, memory, versions, preset and budget. Not run on a Mac.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from lab import machine
+from lab.files import cache_root, write_atomic
+from lab.preset import Preset, to_dict
+
+ROOT = Path(__file__).resolve().parent.parent
+MEMORY_SHARE = 0.5  # of the machine's memory that a training may take
+STEPS = 12  # of a candidate; the first two are not counted
+SECONDS = 240.0  # after which a candidate is given up: on Metal the first step compiles
+FASTER = 1.05  # a batch must be faster by this factor to replace the one before it
+BETTER = 0.005  # relative: a size must be predicted to be this much better than the tier's
+DEPTHS = (2, 3, 4, 5, 6, 8, 10, 12)
+WIDTHS = (0.5, 2.0)  # of the tier's, the narrowest and the widest that are considered
+TRIED = 3  # sizes that are measured, the most promising ones
+
+# bpb = FLOOR + A / N^ALPHA + B / D^BETA, with N parameters of the blocks' matrices and D training tokens. Provisional
+# until benchmarks/sweep.py has run: a guess from a few single runs.
+FLOOR, A, ALPHA, B, BETA = 0.40, 2.0, 0.20, 700.0, 0.55
+
+Say = Callable[[str], None]
+
+
+def predicted_bpb(parameters: float, tokens: float) -> float:
+    """The scaling rule, for TinyStories; its minimum over sizes is used for every text."""
+    return FLOOR + A / parameters**ALPHA + B / tokens**BETA
+
+
+def block_parameters(depth: int, width: int) -> float:
+    """Of the matrices of the blocks: four of attention, two of the MLP."""
+    return 12.0 * depth * width**2
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One candidate as it trained."""
+
+    preset: Preset
+    tokens_per_second: float
+    peak_memory_mb: float
+
+    @property
+    def bpb(self) -> float:
+        """Predicted after the preset's budget."""
+        model, seconds = self.preset.model, self.preset.task.minutes * 60
+        return predicted_bpb(block_parameters(model.depth, model.width), self.tokens_per_second * seconds)
+
+    def __str__(self) -> str:
+        return f"{named(self.preset)}: {self.tokens_per_second:,.0f} tokens/s, {self.peak_memory_mb:,.0f} MB"
+
+
+def named(preset: Preset) -> str:
+    """What fitting may change, in words."""
+    model, batch = preset.model, preset.batch
+    processes = f", {batch.processes} processes" if batch.processes > 1 else ""
+    return f"depth {model.depth}, width {model.width}, {model.dtype}, {batch.rows} rows a pass{processes}"
+
+
+@dataclass
+class Fitting:
+    """One search for what fits. `measure(preset)` trains a candidate; None is one that failed."""
+
+    memory_mb: float  # that a training may take
+    measure: Callable[[Preset], Measured | None]
+    say: Say
+
+    def batch(self, start: Measured, dtypes: Iterable[str], processes: Iterable[int]) -> Measured:
+        """The fastest rows per pass, dtype and processes, one after the other."""
+        best = start
+        for dtype in dtypes:
+            best = self._faster(best, replace(best.preset, model=replace(best.preset.model, dtype=dtype)))
+        best = self._rows(best, 0.5)
+        best = self._rows(best, 2) if best.preset.batch.rows >= start.preset.batch.rows else best
+        for count in processes:
+            rows = max(1, best.preset.batch.rows // count)
+            best = self._faster(best, _with_batch(best.preset, rows=rows, processes=count))
+        return best
+
+    def _rows(self, best: Measured, factor: float) -> Measured:
+        """Change the rows per pass by this factor for as long as that is faster and stays within the memory."""
+        growth = best.peak_memory_mb  # at most this much more for twice the rows
+        while True:
+            candidate = _with_batch(best.preset, rows=int(best.preset.batch.rows * factor))
+            if factor > 1 and best.peak_memory_mb + growth > self.memory_mb:
+                self.say(f"  {named(candidate)}: not tried, could take {best.peak_memory_mb + growth:,.0f} MB")
+                return best
+            found = self._faster(best, candidate)
+            if found is best:
+                return best
+            best, growth = found, max(found.peak_memory_mb - best.peak_memory_mb, 0) * 2 or growth
+
+    def _faster(self, best: Measured, candidate: Preset) -> Measured:
+        if candidate == best.preset or not possible(candidate):
+            return best
+        found = self.tried(candidate)
+        return found if found and found.tokens_per_second > FASTER * best.tokens_per_second else best
+
+    def tried(self, candidate: Preset) -> Measured | None:
+        found = self.measure(candidate)
+        if found and found.peak_memory_mb > self.memory_mb:
+            self.say(f"  {found}: over the bound of {self.memory_mb:,.0f} MB")
+            return None
+        self.say(f"  {found or f'{named(candidate)}: failed'}")
+        return found
+
+    def size(self, start: Measured) -> Measured:
+        """The size with the lowest predicted val_bpb, of the TRIED most promising ones and the start."""
+        by_promise = sorted(self._sizes(start), key=lambda preset: self._guess(start, preset))
+        found = [self.tried(preset) for preset in by_promise[:TRIED] if preset != start.preset]
+        best = min((one for one in found if one), key=lambda one: one.bpb, default=start)
+        return best if best.bpb < (1 - BETTER) * start.bpb else start
+
+    def _sizes(self, start: Measured) -> list[Preset]:
+        """Those that stay within the memory if it grows with the operations of a token."""
+        model, step = start.preset.model, start.preset.model.head_dim
+        low, high = (int(bound * model.width) for bound in WIDTHS)
+        shapes = [(d, w) for d in DEPTHS for w in range(max(step, low - low % step), high + 1, step)]
+        sizes = [replace(start.preset, model=replace(model, depth=d, width=w)) for d, w in shapes]
+        room = self.memory_mb / start.peak_memory_mb * operations(start.preset)
+        return [size for size in sizes if operations(size) <= room]
+
+    @staticmethod
+    def _guess(start: Measured, preset: Preset) -> float:
+        """Predicted bpb when the time of a token grows with the operations that it takes."""
+        rate = start.tokens_per_second * operations(start.preset) / operations(preset)
+        parameters = block_parameters(preset.model.depth, preset.model.width)
+        return predicted_bpb(parameters, rate * preset.task.minutes * 60)
+
+
+def operations(preset: Preset) -> float:
+    """FLOPs of a training token: 6 per parameter of a product, 12 per channel and attended position."""
+    model, context = preset.model, preset.task.sequence_length
+    products = block_parameters(model.depth, model.width) + preset.tokenizer.vocab_size * model.width
+    return 6 * products + 12 * model.width * context * model.depth
+
+
+def _with_batch(preset: Preset, **changes: int) -> Preset:
+    return replace(preset, batch=replace(preset.batch, **changes))
+
+
+def possible(preset: Preset) -> bool:
+    """Whether a step can be shared out in these rows and processes."""
+    batch = preset.batch
+    together = batch.rows * preset.task.sequence_length * batch.processes
+    return batch.rows > 0 and batch.tokens_per_step % together == 0
+
+
+def train_shortly(preset: Preset, prepared: Path) -> Measured | None:
+    """STEPS steps of train.py with this preset; None when it fails or takes SECONDS."""
+    with tempfile.TemporaryDirectory(prefix="fit-") as folder:
+        settings, run = Path(folder, "settings.json"), Path(folder, "run")
+        settings.write_text(json.dumps({"preset": to_dict(preset), "prepared": str(prepared), "tier": ""}))
+        command = [sys.executable, str(ROOT / "train.py"), "--steps", str(STEPS), "--no-score", "--run-dir", str(run)]
+        env = os.environ | {"AUTORESEARCH_SETTINGS": str(settings)}
+        try:
+            subprocess.run(command, env=env, capture_output=True, timeout=SECONDS, check=True)
+            steps = [json.loads(line) for line in (run / "steps.jsonl").read_text().splitlines()]
+            record = json.loads((run / "train.json").read_text())
+        except (OSError, subprocess.SubprocessError, ValueError):
+            return None
+    each = [after["seconds"] - before["seconds"] for before, after in pairwise(steps[2:])]
+    return Measured(preset, preset.batch.tokens_per_step / median(each), record["peak_memory_mb"])
+
+
+def fit(preset: Preset, prepared: Path, say: Say) -> dict[str, Any] | None:
+    """Search for what fits this machine and cache it. `preset` is adapted by its tier. None when that itself fails."""
+    facts = machine.describe()
+    on_metal = facts["backend"] == "metal"
+    bound = MEMORY_SHARE * facts["memory_gb"] * 1024
+    dtypes = ("bfloat16", "float16", "float32") if on_metal else ("float32",)
+    peaks = {dtype: machine.matmul_peak(dtype) / 1e12 for dtype in dtypes}
+    told = ", ".join(f"{dtype} {peak:.2f} TFLOP/s" for dtype, peak in peaks.items())
+    say(f"fitting {preset.name} to {facts['chip']}: matmul {told}; at most {bound:,.0f} MB")
+    search = Fitting(bound, lambda candidate: train_shortly(candidate, prepared), say)
+    if (start := search.tried(preset)) is None:
+        say("  the tier's own setting fails: nothing is fitted")
+        return None
+    best = search.batch(start, dtypes, () if on_metal or facts["cpu_cores"] < 2 else (2,))
+    best = search.size(best)
+    say(f"chosen: {best}, predicted val_bpb {best.bpb:.3f} by the scaling rule for TinyStories")
+    result = {
+        "key": key(preset),
+        "model": {name: getattr(best.preset.model, name) for name in ("depth", "width", "dtype")},
+        "batch": {name: getattr(best.preset.batch, name) for name in ("rows", "processes")},
+        "tokens_per_second": best.tokens_per_second,
+        "peak_memory_mb": best.peak_memory_mb,
+        "memory_bound_mb": bound,
+        "predicted_bpb": best.bpb,
+    }
+    _path(preset).parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(_path(preset), json.dumps(result, indent=1))
+    return result
+
+
+def key(preset: Preset) -> dict[str, Any]:
+    """What a fit depends on: the machine, MLX, this module, and all of the preset that costs time or memory."""
+    facts = machine.describe()
+    parts = {name: facts[name] for name in ("chip", "memory_gb", "cpu_cores", "gpu_cores", "backend")}
+    parts |= {name: to_dict(preset)[name] for name in ("tokenizer", "task", "model", "batch")}
+    code = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    return parts | {"mlx": importlib.metadata.version("mlx"), "code": code[:16]}
+
+
+def most_rows(found: dict[str, Any]) -> int:
+    """Rows per pass that stay within the bound, if all of the memory grows with them."""
+    rows = found["batch"]["rows"]
+    return max(rows, int(rows * found["memory_bound_mb"] / found["peak_memory_mb"]))
+
+
+def _path(preset: Preset) -> Path:
+    digest = hashlib.sha256(json.dumps(key(preset), sort_keys=True).encode()).hexdigest()
+    return cache_root() / "fit" / f"{preset.name}-{digest[:12]}.json"
+
+
+def fitted(preset: Preset, prepared: Path, wanted: bool | None, say: Say) -> tuple[Preset, dict[str, Any] | None]:
+    """`preset` with what fits this machine, and the record of it; as it is, and None, if `wanted` is False or even that
+    setting fails. None measures when nothing is cached, True measures anew."""
+    if wanted is False:
+        return preset, None
+    found = None if wanted else _cached(preset)
+    found = found or fit(preset, prepared, say)
+    if found is None:
+        return preset, None
+    model, batch = replace(preset.model, **found["model"]), replace(preset.batch, **found["batch"])
+    return replace(preset, model=model, batch=batch), found
+
+
+def _cached(preset: Preset) -> dict[str, Any] | None:
+    try:
+        return json.loads(_path(preset).read_text())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,134 @@
+"""Fitting: the search on made-up machines, and once for real with training."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lab import fit
+from lab.fit import Fitting, Measured, operations, possible, predicted_bpb
+from lab.preset import from_dict, load, to_dict
+
+PRESET = load("tinystories")
+GFLOPS = 100e9
+
+
+def machine(preset, *, rows_mb=10.0, base_mb=100.0, slow=lambda preset: 1.0):
+    """A machine of 100 GFLOP/s whose memory grows with the rows."""
+    return Measured(preset, GFLOPS / operations(preset) / slow(preset), base_mb + rows_mb * preset.batch.rows)
+
+
+def search(memory_mb: float, **traits) -> tuple[Fitting, list]:
+    tried = []
+
+    def measure(preset):
+        tried.append(preset)
+        return machine(preset, **traits)
+
+    return Fitting(memory_mb, measure, lambda line: None), tried
+
+
+def test_rows_grow_while_that_is_faster_and_never_beyond_the_memory():
+    one, tried = search(400, slow=lambda preset: 1 + 64 / preset.batch.rows)
+    start = machine(replace(PRESET, batch=replace(PRESET.batch, rows=4)), slow=lambda preset: 17)
+    best = one.batch(start, ("bfloat16",), ())
+    assert best.preset.batch.rows == 16  # 32 rows would take 420 MB
+    assert all(machine(preset).peak_memory_mb <= 400 for preset in tried)
+
+
+def test_rows_shrink_where_that_is_faster():
+    one, _ = search(1e6, slow=lambda preset: preset.batch.rows)
+    best = one.batch(one.measure(PRESET), ("bfloat16",), ())
+    assert best.preset.batch.rows == 1
+
+
+def test_the_faster_dtype_and_number_of_processes_are_taken():
+    one, _ = search(1e6, slow=lambda p: (2 if p.model.dtype == "bfloat16" else 1) / p.batch.processes)
+    best = one.batch(one.measure(PRESET), ("bfloat16", "float16"), (2,))
+    assert (best.preset.model.dtype, best.preset.batch.processes) == ("float16", 2)
+    assert possible(best.preset)
+
+
+def test_the_tier_stands_where_nothing_is_clearly_faster():
+    one, _ = search(1e6, slow=lambda preset: 0.97 if preset.batch.rows != PRESET.batch.rows else 1.0)
+    assert one.batch(one.measure(PRESET), ("bfloat16", "float16"), (2,)).preset == PRESET
+
+
+def test_a_faster_machine_gets_a_larger_model():
+    def size(speed: float) -> int:
+        one, _ = search(1e6, slow=lambda preset: 1 / speed)
+        best = one.size(one.measure(PRESET))
+        assert best.bpb <= one.measure(PRESET).bpb
+        assert best.preset.model.width % best.preset.model.head_dim == 0
+        return fit.block_parameters(best.preset.model.depth, best.preset.model.width)
+
+    assert size(0.3) < size(100)
+
+
+def test_a_size_that_could_take_too_much_memory_is_not_even_tried():
+    one, tried = search(200, rows_mb=1.0)
+    start = one.measure(PRESET)
+    one.size(start)
+    assert all(operations(p) * start.peak_memory_mb <= 200 * operations(PRESET) for p in tried)
+
+
+def test_a_candidate_that_fails_or_takes_too_much_is_left_out():
+    def measure(preset):
+        return None if preset.batch.rows > 64 else machine(preset, rows_mb=1000.0 if preset.batch.rows < 64 else 1.0)
+
+    one = Fitting(10_000, measure, lambda line: None)
+    assert one.batch(measure(PRESET), ("bfloat16",), ()).preset == PRESET
+
+
+def test_the_rule_falls_with_size_and_with_tokens():
+    assert predicted_bpb(1e6, 1e6) > predicted_bpb(2e6, 1e6)
+    assert predicted_bpb(1e6, 1e6) > predicted_bpb(1e6, 2e6)
+
+
+@pytest.mark.parametrize("damage", [lambda p: p.unlink(), lambda p: p.write_text("{")])
+def test_fitted_once_applied_again_and_measured_anew_when_damaged_or_asked(prepared, cache, monkeypatch, damage):
+    record = json.loads((cache / "current.json").read_text())
+    record["preset"]["model"] |= {"depth": 2, "width": 64, "head_dim": 32}
+    record["preset"]["batch"] |= {"rows": 2, "tokens_per_step": 1024}
+    preset, said = from_dict(record["preset"]), []
+    runs, shortly = [], fit.train_shortly
+
+    def count(candidate, folder):
+        runs.append(candidate)
+        return shortly(candidate, folder) if len(runs) == 1 else None  # one real training; the others fail
+
+    monkeypatch.setattr(fit, "train_shortly", count)
+    chosen, found = fit.fitted(preset, prepared, None, said.append)
+    assert chosen == preset
+    assert found["tokens_per_second"] > 0
+    assert found["peak_memory_mb"] > 10
+    assert any("failed" in line for line in said)
+    assert any(line.startswith("chosen: depth 2, width 64") for line in said)
+    first = len(runs)
+    assert fit.fitted(preset, prepared, None, said.append) == (chosen, found)
+    assert len(runs) == first
+    assert fit.fitted(preset, prepared, False, said.append) == (preset, None)
+    assert fit.fitted(preset, prepared, True, said.append)[1] is None  # measured anew; the tier's own setting fails now
+    [path] = (cache / "fit").iterdir()
+    damage(path)
+    runs.clear()
+    assert fit.fitted(preset, prepared, None, said.append)[1]["batch"] == found["batch"]
+    assert runs
+
+
+def test_rows_beyond_the_memory_are_refused_before_the_run(prepared, cache, script, tmp_path):
+    record = json.loads((cache / "current.json").read_text())
+    preset = from_dict(record["preset"])
+    rows = preset.batch.rows
+    peak, bound = 400.0, 1000.0
+    record["fit"] = {"batch": {"rows": rows}, "peak_memory_mb": peak, "memory_bound_mb": bound}
+    batch = replace(preset.batch, rows=4 * rows, tokens_per_step=4 * rows * preset.task.sequence_length)
+    record["preset"] = to_dict(replace(preset, batch=batch))
+    settings = tmp_path / "settings.json"
+    settings.write_text(json.dumps(record))
+    done = script("train.py", "--steps", "1", AUTORESEARCH_SETTINGS=settings)
+    assert done.returncode != 0
+    assert f"take at most {int(rows * bound / peak)}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(Path(record["prepared"]).glob("*.safetensors"))
