@@ -26,7 +26,7 @@ AGENT_FLAGS := $(if $(PRESET),--preset $(PRESET)) $(if $(AGENT),--agent $(AGENT)
 	$(if $(UNTIL),--until $(UNTIL)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(LLM_SHARE),--llm-share $(LLM_SHARE)) \
 	$(if $(COMMAND),--command $(call quote,$(COMMAND))) $(if $(SANDBOX),--sandbox $(SANDBOX)) $(if $(RIGOR),--rigor $(RIGOR))
 
-.PHONY: help setup prepare fit train agent status report score sample doctor clean-cache test lint format lock clean
+.PHONY: help setup prepare fit train agent status report score sample doctor clean-cache test bench lint format lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -82,6 +82,9 @@ clean-cache: $(READY)  ## prepared data with sizes; NAMES='...' removes these, A
 
 test: $(READY)  ## the tests, a few minutes (ARGS='tests/test_score.py -x')
 	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+
+bench: $(READY)  ## what a step, data, scoring and a night cost here; benchmarks/out/bench.json (ARGS='step --rounds 9')
+	@$(PY) benchmarks/bench.py $(ARGS)
 
 lint: $(READY)  ## style and format, nothing is changed
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .

@@ -1,10 +1,11 @@
 """What training costs here and beside what: one table, and one JSON to compare with another day's.
 
-    python benchmarks/bench.py [step loader prepare run night] [--rounds N] [--torch-python PATH] [--out DIR]
+    python benchmarks/bench.py [step cost loader prepare run night] [--rounds N] [--torch-python PATH] [--out DIR]
 
 step     a training step of the tinystories model (vocabulary 4,096, 4 layers, 256 wide, 2^14 tokens) in turn with the
          plain MLX step and with PyTorch, all warm, the order of the kinds drawn anew each round: medians over rounds of
          each round's ratio; where our step's time goes, against the matmul peak
+cost     tokens/s and memory as depth, vocabulary and context grow, one at a time, from this machine's tier
 loader   rows of training text for one step, as a share of the step of this machine's tier
 prepare  tokenizer and shards of stories, MB/s
 run      a whole run of this machine's tier: start-up, scoring as a share of five minutes, and the share of the loop's
@@ -109,6 +110,28 @@ def _step_report(seconds: dict, parts: dict, memory: dict, flops_per_token: floa
     }
 
 
+GROWTH = {"depth": (2, 4, 6, 8, 12), "vocab": (256, 1024, 2048, 4096, 8192), "sequence_length": (256, 512, 1024, 2048)}
+
+
+def cost(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    from lab import machine
+    from lab.preset import adapt, load
+
+    preset, _ = adapt(load("tinystories"), machine.hardware())
+    start = preset.settings() | {"vocab": preset.tokenizer.vocab_size}
+    found = {}
+    for key, values in GROWTH.items():
+        for value in values:
+            rows = (
+                max(1, start["rows"] * start["sequence_length"] // value) if key == "sequence_length" else start["rows"]
+            )
+            one = Stepper("ours", start | {key: value, "rows": rows})
+            rate = start["tokens_per_step"] / median(one.take(2 * options.rounds))
+            found[f"{key} {value}"] = f"{rate:10,.0f} tokens/s {one.peak_memory_mb:8,.0f} MB"
+            one.close()
+    return found
+
+
 def stories(folder: Path) -> Path:
     """A text file of STORIES built-in stories."""
     from lab.stories import story
@@ -122,7 +145,7 @@ def _prepared(folder: Path) -> dict[str, str]:
     """The environment in which the tinystories preset, with this machine's tier, is prepared from stories."""
     env = os.environ | {"AUTORESEARCH_CACHE": str(folder / "cache")}
     if not (folder / "cache" / "current.json").is_file():
-        command = [sys.executable, "prepare.py", "--preset", "tinystories", "--files", str(stories(folder))]
+        command = [sys.executable, "prepare.py", "--no-fit", "--preset", "tinystories", "--files", str(stories(folder))]
         subprocess.run(command, cwd=ROOT, env=env, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return env
 
@@ -131,7 +154,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     text, rates = stories(folder), []
     for i in range(min(3, options.rounds)):
         env = os.environ | {"AUTORESEARCH_CACHE": str(folder / f"cache{i}")}
-        command = [sys.executable, "prepare.py", "--preset", "tinystories", "--files", str(text)]
+        command = [sys.executable, "prepare.py", "--no-fit", "--preset", "tinystories", "--files", str(text)]
         begun = time.perf_counter()
         subprocess.run(command, cwd=ROOT, env=env, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         rates.append(text.stat().st_size / 1e6 / (time.perf_counter() - begun))
@@ -225,7 +248,7 @@ def night(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {"seconds_outside_training_per_run": (wall - runs * minutes * 60) / runs, "runs": runs}
 
 
-MEASURES = {"step": step, "loader": loader, "prepare": prepare, "run": run, "night": night}
+MEASURES = {"step": step, "cost": cost, "loader": loader, "prepare": prepare, "run": run, "night": night}
 
 
 def keys(report: dict[str, dict[str, Any]]) -> dict[str, float]:

@@ -1,0 +1,63 @@
+"""The benchmarks that are more than a script: what they measure is real, what they fit is what was there."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from benchmarks import sweep
+from lab.fit import block_parameters
+
+
+def bench(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "benchmarks/bench.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_a_measure_is_printed_and_written_under_its_lasting_name(tmp_path):
+    done = bench("loader", "--rounds", 2, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "bench.json").read_text())
+    assert report["loader.share"] == report["all"]["loader"]["share"]
+    assert 0 < report["loader.share"] < 0.05
+    assert "step_seconds" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["lodaer"], ["loader", "--rounds", "1"]])
+def test_mistakes_are_one_line(arguments):
+    done = bench(*arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_plain_and_ours_learn_the_same():
+    """Both steppers on the same tokens: equal losses mean that the comparison is of speed alone."""
+    code = (
+        "import sys; sys.path[:0] = ['benchmarks', '.']; import stepper, json\n"
+        "settings = dict(vocab=300, sequence_length=32, depth=2, width=64, head_dim=32, softcap=15.0, window='L',"
+        "dtype='float32', rows=2, tokens_per_step=128)\n"
+        "whole, *_ = getattr(stepper, sys.argv[1])(settings)\n"
+        "print([float(whole()) for _ in range(4)])"
+    )
+    told = [
+        subprocess.check_output([sys.executable, "-c", code, kind], cwd=ROOT, text=True) for kind in ("ours", "plain")
+    ]
+    ours, plain = map(json.loads, told)
+    assert ours == pytest.approx(plain, rel=1e-3)
+    assert len(set(ours)) == 4
+
+
+def test_the_rule_finds_the_constants_that_made_the_numbers():
+    sizes = [(2, 64), (4, 64), (2, 128), (4, 128), (6, 128), (4, 256)]
+    rows = [
+        {"depth": d, "width": w, "tokens": n, "val_bpb": 0.3 + 2 / block_parameters(d, w) ** 0.2 + 900 / n**0.6}
+        for d, w in sizes
+        for n in (4e5, 8e5, 1.6e6)
+    ]
+    constants, left = sweep.rule(rows)
+    assert left < 1e-4
+    assert (constants["FLOOR"], constants["ALPHA"], constants["BETA"]) == pytest.approx((0.3, 0.2, 0.6))
+    assert (constants["A"], constants["B"]) == pytest.approx((2, 900), rel=0.01)
