@@ -178,6 +178,13 @@ class Run:
             f"remaining {left:.0f}s"
         )
 
+    def predicted_bpb(self) -> float | None:
+        """What fitting predicted for this run; None where nothing was fitted or the rule does not hold: it is
+        for the whole budget on TinyStories."""
+        fit, whole = self.record_settings.get("fit"), self.preset.task.minutes * 60
+        holds = self.preset.name == "tinystories" and not self.clock.steps and self.clock.budget == whole
+        return fit["predicted_bpb"] if fit and holds else None
+
     def finish(self, model: Any, training_seconds: float) -> None:
         """Write the checkpoint, then the training's record."""
         from mlx.utils import tree_flatten
@@ -247,7 +254,7 @@ def execute(experiment: Callable[[Run], Any], source: str) -> None:
         run = Run(directory, record, Path(source), started)
         _train(run, experiment)
         if score and run.leads:
-            _score(run.directory, started)
+            _score(run, started)
 
     guarded(command)
 
@@ -296,8 +303,9 @@ def _train(run: Run, experiment: Callable[[Run], Any]) -> None:
     mx.clear_cache()  # the scorer's process needs the memory
 
 
-def _score(directory: Path, started: float) -> None:
-    """Score in a process of its own and print upstream's summary block."""
+def _score(run: Run, started: float) -> None:
+    """Score in a process of its own and print upstream's summary block, after what was predicted."""
+    directory = run.directory
     # No sandbox: the same code has just trained without one, and none was ever tried with Metal.
     command = [sys.executable, ROOT / "prepare.py", "score", directory, "--sandbox", "none"]
     scoring = subprocess.run(command, capture_output=True, text=True)
@@ -306,6 +314,8 @@ def _score(directory: Path, started: float) -> None:
     result = json.loads((directory / "result.json").read_text())
     result["total_seconds"] = time.perf_counter() - started
     write_atomic(directory / "result.json", json.dumps(result, indent=1))
+    if (predicted := run.predicted_bpb()) is not None:
+        print(f"predicted {predicted:.3f} by the scaling rule, measured {result['val_bpb']:.3f}")
     print(summary(result))
 
 
