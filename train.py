@@ -4,8 +4,9 @@
     python train.py --minutes 0.2     a smoke run
 
 Techniques, by paper: rotary embeddings (2104.09864), QK norm (2010.04245), relu squared (2109.08668), value residual as
-gated value embeddings (2410.17897), smear (nanochat 2026), tanh softcap (2408.00118), sliding windows (2004.05150),
-Muon (Jordan 2024) with Polar Express (2505.16932) and NorMuon (2510.05491), cautious weight decay (2510.12402).
+gated value embeddings (2410.17897), smear (nanochat 2026), here before every sublayer too, a canon layer of one tap
+(2512.17351), tanh softcap (2408.00118), sliding windows (2004.05150), Muon (Jordan 2024), Polar Express (2505.16932),
+NorMuon (2510.05491), cautious weight decay (2510.12402).
 """
 
 from functools import partial
@@ -40,7 +41,7 @@ MATRIX_LR = SETTINGS.matrix_lr  # Muon
 EMBEDDING_LR = SETTINGS.embedding_lr  # AdamW, token and value embeddings
 UNEMBEDDING_LR = SETTINGS.unembedding_lr  # AdamW, output head
 SCALAR_LR = SETTINGS.scalar_lr  # AdamW, per-layer scalars
-SMEAR_LR = 0.02  # AdamW, share of the previous token's embedding
+SMEAR_LR = 0.02  # AdamW, shares of the previous token
 WEIGHT_DECAY = SETTINGS.weight_decay  # of the matrices, at the start; falls to 0
 ADAM_BETAS = (0.8, 0.95)  # decay of the first and second moment
 MUON_MOMENTUM = 0.95  # after its warm-up
@@ -58,6 +59,11 @@ FINAL_LR = SETTINGS.final_lr  # rate at the end, as a share of the full rate
 def norm(x: mx.array) -> mx.array:
     """RMS norm over the last axis, no parameters."""
     return mx.fast.rms_norm(x, None, 1e-6)
+
+
+def smear(x: mx.array, shares: mx.array) -> mx.array:
+    """x (B, T, C) plus a share of the previous token's x, one share (C,) a channel."""
+    return x + shares.astype(x.dtype) * mx.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0)))
 
 
 class Linear(nn.Module):
@@ -117,9 +123,9 @@ class Block(nn.Module):
         self.attention = Attention(layer)
         self.mlp = MLP()
 
-    def __call__(self, x: mx.array, value_embedding: mx.array | None) -> mx.array:
-        x = x + self.attention(norm(x), value_embedding)
-        return x + self.mlp(norm(x))
+    def __call__(self, x: mx.array, value_embedding: mx.array | None, shares: mx.array) -> mx.array:
+        x = x + self.attention(smear(norm(x), shares[0]), value_embedding)
+        return x + self.mlp(smear(norm(x), shares[1]))
 
 
 def has_value_embedding(layer: int) -> bool:
@@ -139,7 +145,7 @@ class GPT(nn.Module):
             for layer in range(DEPTH)
             if has_value_embedding(layer)
         }
-        self.smear = mx.zeros((WIDTH,))  # how much of the previous token's embedding is mixed in, per channel
+        self.smear = mx.zeros((1 + 2 * DEPTH, WIDTH))  # shares of the previous token: its embedding, then per sublayer
         self.blocks = [Block(layer) for layer in range(DEPTH)]
         self.residual_lambdas = mx.ones((DEPTH,))  # of the stream, per layer
         self.embedding_lambdas = mx.full((DEPTH,), 0.1)  # of the first layer's input, per layer
@@ -149,13 +155,13 @@ class GPT(nn.Module):
         """(B, T) to (B, T, WIDTH), what the head is applied to."""
         dtype = getattr(mx, DTYPE)
         x = norm(self.embedding[tokens].astype(dtype))
-        previous = mx.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0)))
-        x = x0 = norm(x + self.smear.astype(dtype) * previous)
+        x = x0 = norm(smear(x, self.smear[0]))
         residual, first = self.residual_lambdas.astype(dtype), self.embedding_lambdas.astype(dtype)
         for layer, block in enumerate(self.blocks):
             table = self.value_embeddings.get(f"layer{layer}")
             value_embedding = None if table is None else table[tokens].astype(dtype)
-            x = block(residual[layer] * x + first[layer] * x0, value_embedding)
+            shares = self.smear[2 * layer + 1 : 2 * layer + 3]
+            x = block(residual[layer] * x + first[layer] * x0, value_embedding, shares)
         return norm(x)
 
     def __call__(self, tokens: mx.array) -> mx.array:

@@ -31,18 +31,18 @@ from lab.run import recorded  # noqa: E402
 
 TABLE, PLOT = ROOT / "docs" / "scaling.csv", ROOT / "docs" / "scaling.png"
 SIZES = ((2, 64), (4, 64), (2, 128), (4, 128), (6, 128), (4, 192), (4, 256))  # depth, width
-STEPS = (200, 400, 800)
-LARGE = 4e6 * 800  # parameters times steps: what is above is left out, it would take too long
+STEPS = (150, 300, 600)
+LARGE = 6e8  # parameters times steps: what is above is left out, it would take too long
 COLUMNS = ("depth", "width", "tokens_per_step", "matrix_lr", "steps", "tokens", "val_bpb")
 
 
 def plan(preset: dict) -> list[dict]:
     """Sizes and lengths with the tier's batch and rate, the cheap ones first; then other batches and rates."""
     step, rate = preset["batch"]["tokens_per_step"], preset["optimizer"]["matrix_lr"]
-    runs = [(d, w, step, rate, n) for d, w in SIZES for n in STEPS if block_parameters(d, w) * n < LARGE / 4]
+    runs = [(d, w, step, rate, n) for d, w in SIZES for n in STEPS if block_parameters(d, w) * n <= LARGE]
     runs.sort(key=lambda run: block_parameters(*run[:2]) * run[4])
-    runs += [(4, 128, size, rate, 400 * step // size) for size in (step // 2, 2 * step)]
-    runs += [(4, 128, step, factor * rate, 400) for factor in (0.5, 2.0)]
+    runs += [(4, 128, size, rate, 300 * step // size) for size in (step // 2, 2 * step)]
+    runs += [(4, 128, step, factor * rate, 300) for factor in (0.5, 2.0)]
     return [dict(zip(COLUMNS, run, strict=False)) for run in runs]
 
 

@@ -13,6 +13,10 @@ def norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.shape[-1],), eps=1e-6)
 
 
+def smear(x: Tensor, shares: Tensor) -> Tensor:
+    return x + shares * F.pad(x[:, :-1], (0, 0, 1, 0))
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """(B, H, T, D) with (T, D / 2) tables."""
     a, b = x.chunk(2, dim=-1)
@@ -27,9 +31,9 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
         self.gate = nn.Linear(32, self.heads, bias=False) if has_value_embedding else None
 
-    def forward(self, x: Tensor, value_embedding: Tensor | None, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, value_embedding: Tensor | None, shares: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         B, T, C = x.shape
-        h = norm(x)
+        h = smear(norm(x), shares[0])
         q, k, v = (f(h).view(B, T, self.heads, self.head_dim) for f in (self.query, self.key, self.value))
         if value_embedding is not None:
             gate = 2 * torch.sigmoid(self.gate(h[..., :32]))
@@ -38,7 +42,7 @@ class Block(nn.Module):
         q, k = norm(rotate(q, cos, sin)), norm(rotate(k, cos, sin))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.44 / self.head_dim**0.5)
         x = x + self.out(y.transpose(1, 2).reshape(B, T, C))
-        return x + self.down(F.relu(self.up(norm(x))).square())
+        return x + self.down(F.relu(self.up(smear(norm(x), shares[1]))).square())
 
 
 class GPT(nn.Module):
@@ -52,7 +56,7 @@ class GPT(nn.Module):
             {str(layer): nn.Embedding(vocab, width) for layer in range(depth) if layer % 2 == (depth - 1) % 2}
         )
         self.blocks = nn.ModuleList(Block(width, head_dim, str(i) in self.value_embeddings) for i in range(depth))
-        self.smear = nn.Parameter(torch.zeros(width))
+        self.smear = nn.Parameter(torch.zeros(1 + 2 * depth, width))
         self.residual_lambdas, self.embedding_lambdas = (nn.Parameter(torch.full((depth,), v)) for v in (1.0, 0.1))
         self.head = nn.Linear(width, vocab, bias=False)
         angles = torch.outer(torch.arange(length), 10_000.0 ** -(torch.arange(0, head_dim, 2) / head_dim))
@@ -61,11 +65,11 @@ class GPT(nn.Module):
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         x = norm(self.embedding(tokens))
-        x = x0 = norm(x + self.smear * F.pad(x[:, :-1], (0, 0, 1, 0)))
+        x = x0 = norm(smear(x, self.smear[0]))
         for i, block in enumerate(self.blocks):
             value_embedding = self.value_embeddings[str(i)](tokens) if block.gate is not None else None
             x = self.residual_lambdas[i] * x + self.embedding_lambdas[i] * x0
-            x = block(x, value_embedding, self.cos, self.sin)
+            x = block(x, value_embedding, self.smear[2 * i + 1 : 2 * i + 3], self.cos, self.sin)
         logits = self.head(norm(x)).float()
         logits = self.softcap * torch.tanh(logits / self.softcap)
         return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))
