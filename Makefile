@@ -39,6 +39,7 @@ $(READY): requirements.txt
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not installed; install Python 3.11 or newer"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $$($(PYTHON) --version) is too old; name a newer one: make setup PYTHON=python3.12"; exit 1; }
+	@echo "setting up $(VENV), once: one to two minutes, less with uv" >&2
 	@if command -v uv >/dev/null; then \
 		{ [ -d $(VENV) ] || uv venv -q --python "$$(command -v $(PYTHON))" $(VENV); } && \
 		uv pip install -q --python $(PY) --require-hashes -r requirements.txt; \

@@ -3,8 +3,6 @@
 Every rank holds the whole model and takes its share of each step's rows; gradients are averaged over the ring, so all
 ranks stay equal. Rank 0 keeps the time, writes the records and is scored; the others only compute. One process is
 rank 0 of a group of one, and nothing is sent.
-
-On a CPU two processes on a core each beat one process on two: MLX computes everything but matrix products on one core.
 """
 
 import json
