@@ -30,7 +30,8 @@ def night_settings(folder: Path, preset: str | None, minutes: float | None) -> d
             )
         return settings
     if preset:
-        subprocess.run([sys.executable, str(ROOT / "prepare.py"), "--preset", preset], check=True, cwd=ROOT)
+        rehearsal = ["--no-fit"] if minutes else []  # what fits is measured for the preset's own budget
+        subprocess.run([sys.executable, str(ROOT / "prepare.py"), *rehearsal, "--preset", preset], check=True, cwd=ROOT)
     if not current_path().is_file():
         raise UserError("nothing is prepared yet; add --preset offline, or run `make prepare` first")
     settings = json.loads(current_path().read_text())

@@ -210,6 +210,15 @@ def test_make_train_prepares_what_is_asked_for_first(variables, flags):
 
 
 @needs_make
+def test_a_smoke_run_does_not_measure_what_fits():
+    prepare, train = made("train", "PRESET=offline", "MINUTES=0.2")
+    assert prepare == ["prepare.py", "--preset", "offline", "--no-fit"]
+    assert train == ["train.py", "--minutes", "0.2"]
+    assert made("prepare", "NO_FIT=1")[0][-1] == "--no-fit"
+    assert made("fit", "PRESET=offline") == [["prepare.py", "--preset", "offline", "--fit"]]
+
+
+@needs_make
 def test_make_train_alone_trains_on_what_was_prepared_last():
     default, train = made("train")  # the default preset only where nothing is prepared yet
     assert default[-3:] == ["prepare.py", "--preset", "tinystories"]
