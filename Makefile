@@ -17,7 +17,8 @@ PREPARE = $(PY) prepare.py --preset $(or $(PRESET),tinystories) $(PREPARE_FLAGS)
 CURRENT := $(or $(AUTORESEARCH_CACHE),$(HOME)/.cache/autoresearch)/current.json
 TRAIN_FLAGS := $(if $(MINUTES),--minutes $(MINUTES)) $(if $(STEPS),--steps $(STEPS)) $(if $(SEED),--seed $(SEED)) \
 	$(if $(RUN_DIR),--run-dir $(call quote,$(RUN_DIR)))
-SAMPLE_FLAGS := $(if $(RUN),$(call quote,$(RUN))) $(if $(PROMPT),--prompt $(call quote,$(PROMPT))) $(if $(TOKENS),--tokens $(TOKENS)) \
+SAMPLE_FLAGS := $(if $(RUN),$(call quote,$(RUN))) $(if $(AGAINST),$(call quote,$(AGAINST))) \
+	$(if $(TAG),--tag $(TAG)) $(if $(CHAT),--chat) $(if $(EXPORT),--export $(call quote,$(EXPORT))) $(if $(PROMPT),--prompt $(call quote,$(PROMPT))) $(if $(TOKENS),--tokens $(TOKENS)) \
 	$(if $(TEMPERATURE),--temperature $(TEMPERATURE)) $(if $(TOP_K),--top-k $(TOP_K)) \
 	$(if $(SEED),--seed $(SEED)) $(if $(COUNT),--count $(COUNT))
 
@@ -72,7 +73,7 @@ report: $(READY)  ## report.html and progress.png of the latest night, or TAG= (
 score: $(READY)  ## rescore a run (RUN=runs/...)
 	@$(PY) prepare.py score $(call quote,$(or $(RUN),runs/latest))
 
-sample: $(READY)  ## text from a checkpoint (RUN= PROMPT= TOKENS= TEMPERATURE= TOP_K= SEED= COUNT=)
+sample: $(READY)  ## text from a checkpoint (RUN= or TAG=; AGAINST= CHAT=1 EXPORT= PROMPT= TOKENS= TEMPERATURE= TOP_K= SEED= COUNT=)
 	@$(PY) prepare.py sample $(SAMPLE_FLAGS)
 
 doctor: $(READY)  ## what of this machine serves a night and what does not

@@ -2,7 +2,7 @@
 
     python prepare.py --preset tinystories [--vocab 1024] [--seq 512] [--files 'GLOB'] [--val-files 'GLOB'] [--no-fit]
     python prepare.py score RUN_DIR       rescore any finished run
-    python prepare.py sample [RUN_DIR]    text from a checkpoint
+    python prepare.py sample [RUN_DIR]    text from a checkpoint; --chat, a second RUN_DIR, --export FOLDER
     python prepare.py doctor              what of this machine serves a night and what does not
     python prepare.py clean               prepared data and what it takes, to be removed
 
@@ -13,6 +13,7 @@ and writes checkpoint and records. Importing this module does nothing.
 import glob
 import json
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ import click
 from lab.errors import UserError
 from lab.run import current_path, execute, guarded, settings
 from lab.sandbox import KINDS
+
+PROMPT = "Once upon a time"
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 __all__ = ["SETTINGS", "execute"]  # noqa: F822 (SETTINGS is made when asked for)
 
@@ -104,7 +108,7 @@ def _expand(pattern: str | None) -> tuple[str, ...]:
 
 
 @command.command("score", help="Score the checkpoint of a run again: val_bpb, or why it may not have one.")
-@click.argument("run_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("run_dir", type=FOLDER)
 @click.option("--sandbox", type=click.Choice(["auto", *KINDS]), default="auto", show_default=True, help="Of the model.")
 @click.option("--batches", type=click.IntRange(min=1), help="Only see whether this many batches would work.")
 def score_command(run_dir: Path, sandbox: str, batches: int | None) -> None:
@@ -120,10 +124,13 @@ def score_command(run_dir: Path, sandbox: str, batches: int | None) -> None:
     print(f"{score['scored_bytes']:,} bytes scored in {score['scoring_seconds']} s, task {score['task']}")
 
 
-@command.command("sample", help="Write text with the checkpoint of a run.")
-@click.argument("run_dir", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--prompt", default="Once upon a time", show_default=True, help="What the text starts with.")
-@click.option("--tokens", default=200, show_default=True, type=click.IntRange(min=1), help="Length at most, in tokens.")
+@command.command("sample", help="Write text with the checkpoint of a run, or with those of two, side by side.")
+@click.argument("run_dirs", metavar="[RUN_DIR] [RUN_DIR]", nargs=-1, type=FOLDER)
+@click.option("--tag", help="The best model that this night kept, before the runs that are named.")
+@click.option("--prompt", help=f"What the text starts with.  [default: {PROMPT}; in a chat what you type]")
+@click.option(
+    "--tokens", type=click.IntRange(min=1), help="Length at most, in tokens.  [default: 200; 40 a turn in a chat]"
+)
 @click.option(
     "--temperature",
     default=0.8,
@@ -134,16 +141,59 @@ def score_command(run_dir: Path, sandbox: str, batches: int | None) -> None:
 @click.option(
     "--top-k", default=50, show_default=True, type=click.IntRange(min=0), help="Choose among this many tokens; 0: all."
 )
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
-@click.option("--count", default=1, show_default=True, type=click.IntRange(min=1), help="Texts.")
-def sample_command(run_dir: Path | None, count: int, seed: int, **options: Any) -> None:
-    from lab.sample import last_run, open_run, write
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the choice.")
+@click.option("--count", default=1, show_default=True, type=click.IntRange(min=1), help="Texts, each of its own seed.")
+@click.option("--chat", is_flag=True, help="Write a story in turns: your sentence, the model's, yours.")
+@click.option("--export", "folder", type=click.Path(path_type=Path), help="Write the run to a folder for other tools.")
+def sample_command(
+    run_dirs: tuple[Path, ...], tag: str | None, count: int, chat: bool, folder: Path | None, **options: Any
+) -> None:
+    from lab.sample import best_run, last_run
 
-    model, tokenizer, length = open_run(run_dir or last_run())
-    for number in range(count):
-        for piece in write(model, tokenizer, length, seed=seed + number, **options):
-            print(piece, end="", flush=True)
-        print("\n" if number + 1 < count else "")
+    runs = [best_run(tag)] if tag else []
+    runs = [*runs, *run_dirs] or [last_run()]
+    if len(runs) > (1 if chat or folder else 2):
+        raise UserError(f"{len(runs)} runs are too many: two can be compared, and one is for --chat or --export")
+    if folder:
+        return export_run(runs[0], folder)
+    options["tokens"] = options["tokens"] or (40 if chat else 200)
+    if chat:
+        return chat_with(runs[0], **options)
+    options["prompt"] = PROMPT if options["prompt"] is None else options["prompt"]
+    sample(runs, count, **options)
+
+
+def sample(runs: list[Path], count: int, *, seed: int, **options: Any) -> None:
+    """Write `count` texts by one run, or by two for comparison. Raises UserError."""
+    from rich.console import Console
+
+    from lab.sample import compare, confinement, opened
+
+    with ExitStack() as stack:
+        models = [stack.enter_context(opened(run, confinement(run))) for run in runs]
+        for number in range(count):
+            if len(models) > 1:
+                compare(models, Console(), seed=seed + number, **options)
+                continue
+            for piece in models[0].write(seed=seed + number, **options):
+                print(piece, end="", flush=True)
+            print("\n" if number + 1 < count else "")
+
+
+def chat_with(run: Path, *, prompt: str | None, **options: Any) -> None:
+    from lab.chat import Chat
+    from lab.sample import confinement, opened
+
+    with opened(run, confinement(run)) as model:
+        Chat(model, **options).talk(prompt)
+
+
+def export_run(run: Path, folder: Path) -> None:
+    from lab.export import export
+
+    export(run, folder)
+    print(f"{folder}: model.safetensors, tokenizer.json, config.json, train.py; its README.md says how to load them")
+    print(f"mlx_lm.generate --model {folder} --trust-remote-code --prompt '{PROMPT}'")
 
 
 @command.command(

@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from lab.backend import mx, nn
 
@@ -34,6 +33,8 @@ def _threads() -> int:
 @cache
 def _pool() -> ThreadPoolExecutor:
     """One thread for each core. Each calls numpy's BLAS, which therefore keeps to the calling core."""
+    from threadpoolctl import ThreadpoolController
+
     for library in ThreadpoolController().lib_controllers:
         if os.path.dirname(library.filepath).endswith("numpy.libs"):
             library.set_num_threads(1)

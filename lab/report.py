@@ -410,19 +410,13 @@ def sample_stories(folder: Path, sandbox: str) -> str | None:
 
 def _stories(run_dir: Path, sandbox: str) -> list[str]:
     """Continuations of PROMPTS by the model of a run, which answers from the sandbox."""
-    from lab.sample import write
-    from lab.score import Rejected, model_process
-    from lab.shards import open_prepared
+    from lab.sample import opened
 
-    settings = json.loads((run_dir / "settings.json").read_text())
-    tokenizer = open_prepared(Path(settings["prepared"]), parts=("tokenizer",)).tokenizer
-    length = settings["preset"]["task"]["sequence_length"]
     options = {"tokens": STORY_TOKENS, "temperature": 0.8, "top_k": 50, "seed": 0}
     try:
-        with model_process(run_dir, tokenizer.vocab_size, sandbox) as model:
-            model.load(run_dir / "checkpoint.safetensors")
-            return ["".join(write(model.logits, tokenizer, length, prompt=p, **options)) for p in PROMPTS]
-    except Rejected as reason:
+        with opened(run_dir, sandbox) as run:
+            return ["".join(run.write(prompt=p, **options)) for p in PROMPTS]
+    except UserError as reason:
         return [f"(no story: {reason})"]
 
 

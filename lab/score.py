@@ -89,8 +89,8 @@ class ModelProcess:
 
 
 @contextlib.contextmanager
-def model_process(run_dir: Path, vocab_size: int, sandbox: str) -> Iterator[ModelProcess]:
-    """A running model server of `run_dir` in a sandbox of this kind; ended after SECONDS at most."""
+def model_process(run_dir: Path, vocab_size: int, sandbox: str, seconds: float = SECONDS) -> Iterator[ModelProcess]:
+    """A running model server of `run_dir` in a sandbox of this kind; ended after `seconds` at most."""
     from lab.sandbox import Policy, environment, wrap
 
     scratch = run_dir / "score"  # the only folder the model may write
@@ -104,7 +104,7 @@ def model_process(run_dir: Path, vocab_size: int, sandbox: str) -> Iterator[Mode
     with open(run_dir / "score.log", "wb") as log:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
         process = subprocess.Popen(command, cwd=scratch, env=variables, start_new_session=True, **pipes)
-    watch = threading.Timer(SECONDS, process.kill)
+    watch = threading.Timer(seconds, process.kill)
     watch.start()
     try:
         yield ModelProcess(process, vocab_size)

@@ -56,6 +56,7 @@ def test_importing_does_nothing(tmp_path):
         ("prepare.py --help", ["--preset", "--vocab", "--seq", "--files", "--val-files", "score", "sample"]),
         ("prepare.py score --help", ["RUN_DIR", "val_bpb"]),
         ("prepare.py sample --help", ["--prompt", "--tokens", "--temperature", "--top-k", "--seed", "--count"]),
+        ("prepare.py sample --help", ["--tag", "--chat", "--export"]),
         ("train.py --help", ["--minutes", "--steps", "--seed", "--run-dir", "--no-score"]),
     ],
 )
@@ -240,6 +241,15 @@ def test_make_sample_passes_its_variables_on():
     assert words[:3] == ["prepare.py", "sample", "runs/a"]
     options = dict(zip(words[3::2], words[4::2], strict=True))
     assert options == {f"--{key.lower().replace('_', '-')}": value for key, value in variables.items()}
+
+
+@needs_make
+def test_make_sample_takes_two_runs_a_night_a_chat_and_a_folder():
+    assert made("sample", "RUN=runs/a", "AGAINST=my runs/b") == [["prepare.py", "sample", "runs/a", "my runs/b"]]
+    assert made("sample", "TAG=nov24", "EXPORT=my model") == [
+        ["prepare.py", "sample", "--tag", "nov24", "--export", "my model"]
+    ]
+    assert made("sample", "CHAT=1") == [["prepare.py", "sample", "--chat"]]
 
 
 @needs_make

@@ -88,6 +88,16 @@ def test_two_loops_of_one_tag_are_refused(finished):
     assert done.stderr.startswith("error: ")
 
 
+def test_what_a_night_kept_can_be_sampled_and_exported(finished):
+    checkout, _ = finished
+    best = checkout.night("plain").state.incumbent
+    text = checkout.python("prepare.py", "sample", "--tag", "plain", "--prompt", "The dog", "--tokens", 5).stdout
+    assert text.startswith("The dog")
+    checkout.python("prepare.py", "sample", "--tag", "plain", "--export", checkout.folder.parent / "best")
+    config = json.loads((checkout.folder.parent / "best/config.json").read_text())
+    assert config["val_bpb"] == best.values[0]
+
+
 def test_killed_at_random_moments_nothing_is_lost_or_doubled(checkout):
     draw = random.Random(int(os.environ.get("KILL_SEED", "5")))
     command = checkout.command(
