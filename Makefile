@@ -27,7 +27,7 @@ AGENT_FLAGS := $(if $(PRESET),--preset $(PRESET)) $(if $(AGENT),--agent $(AGENT)
 	$(if $(UNTIL),--until $(UNTIL)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(LLM_SHARE),--llm-share $(LLM_SHARE)) \
 	$(if $(COMMAND),--command $(call quote,$(COMMAND))) $(if $(SANDBOX),--sandbox $(SANDBOX)) $(if $(RIGOR),--rigor $(RIGOR))
 
-.PHONY: help setup prepare fit train agent status report score sample doctor clean-cache test bench lint format lock clean
+.PHONY: help setup prepare fit train agent status report score sample doctor clean-cache clean-runs test bench lint format lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -81,6 +81,9 @@ doctor: $(READY)  ## what of this machine serves a night and what does not
 
 clean-cache: $(READY)  ## prepared data with sizes; NAMES='...' removes these, ALL=1 all that is not in use
 	@$(PY) prepare.py clean $(NAMES) $(if $(ALL),--all)
+
+clean-runs: $(READY)  ## checkpoints of runs and nights with sizes; NAMES='...' removes these, ALL=1 all that are not kept
+	@$(PY) prepare.py clean --runs $(NAMES) $(if $(ALL),--yes)
 
 test: $(READY)  ## the tests, a few minutes (ARGS='tests/test_score.py -x')
 	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)

@@ -4,7 +4,7 @@
     python prepare.py score RUN_DIR       rescore any finished run
     python prepare.py sample [RUN_DIR]    text from a checkpoint; --chat, a second RUN_DIR, --export FOLDER
     python prepare.py doctor              what of this machine serves a night and what does not
-    python prepare.py clean               prepared data and what it takes, to be removed
+    python prepare.py clean               prepared data and what it takes, to be removed; --runs: checkpoints of runs
 
 train.py takes from here the settings of the preset (SETTINGS) and `execute`, which gives it batches, clock and seed
 and writes checkpoint and records. Importing this module does nothing.
@@ -214,16 +214,19 @@ def doctor_command(as_json: bool) -> None:
         sys.exit(1)
 
 
-@command.command("clean", help="List prepared data and the hub's downloads with their sizes; remove what is named.")
+@command.command("clean", help="List prepared data and downloads, or runs, with their sizes; remove what is named.")
 @click.argument("names", nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="Remove what neither a night nor the next training uses.")
-def clean_command(names: tuple[str, ...], everything: bool) -> None:
-    from lab.housekeeping import listing, remove
+@click.option("--all", "--yes", "everything", is_flag=True, help="Remove all that is not kept, downloads excepted.")
+@click.option(
+    "--runs", "of_runs", is_flag=True, help="Of runs/ and nights: checkpoints. What a run wrote about itself stays."
+)
+def clean_command(names: tuple[str, ...], everything: bool, of_runs: bool) -> None:
+    from lab import housekeeping
 
-    for entry in listing():
+    for entry in housekeeping.runs() if of_runs else housekeeping.listing():
         print(entry)
     if names or everything:
-        print(remove(names, everything))
+        print((housekeeping.remove_checkpoints if of_runs else housekeeping.remove)(names, everything))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 import errno
 import hashlib
 import os
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -38,6 +40,15 @@ def append_line(path: Path | str, line: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def delete(paths: Iterable[Path]) -> None:
+    """Remove files, links and whole folders."""
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
 
 
 def sha256(path: Path | str) -> str:

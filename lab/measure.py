@@ -18,13 +18,22 @@ from typing import Any
 from lab import machine, trial
 from lab.condition import Condition, condition, spoiled, unfit
 from lab.crash import Crash
-from lab.files import write_atomic
+from lab.files import delete, write_atomic
 from lab.sandbox import Policy
 from lab.trial import Limits
 
 MEMORY_SHARE = 0.7  # of the machine's memory that a run may take
-RECORDS = ("train.py", "settings.json", "steps.jsonl", "train.json", "score.json", "run.log", "score.log")
-RECORD_BYTES = 8 << 20  # size of each that a failed run may leave
+RECORDS = (
+    "train.py",
+    "settings.json",
+    "steps.jsonl",
+    "train.json",
+    "score.json",
+    "result.json",
+    "run.log",
+    "score.log",
+)
+RECORD_BYTES = 8 << 20  # size of each that may stay without the checkpoint
 SLACK_SECONDS = 10.0  # beyond budget and twice the preflight, for starting and saving
 PREFLIGHT_SECONDS = 240.0  # a cold compile of every kernel included
 PREFLIGHT_STEPS = 2
@@ -82,7 +91,7 @@ class Bench:
         if score.get("status") == "ok":
             return Measured("ok", score["val_bpb"], *told, "", *seen)
         reason = score.get("reason") or f"{outcome.status}: {described(outcome.crash)}"
-        _tidy(run_dir)
+        delete(excess(run_dir))  # it may have filled the disk
         return Measured("crash", None, *told, reason, *seen)
 
     def _train(self, run_dir: Path, source: str, seed: int, seconds: float, *flags: str) -> trial.Outcome:
@@ -149,13 +158,9 @@ class Bench:
         return now
 
 
-def _tidy(run_dir: Path) -> None:
-    """Remove what a failed run left, but for its small records: it may have filled the disk."""
-    for path in run_dir.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.name not in RECORDS or path.lstat().st_size > RECORD_BYTES:
-            path.unlink()
+def excess(run_dir: Path) -> list[Path]:
+    """What a run left besides its small records: checkpoint, scratch folders, and whatever fills the disk."""
+    return [path for path in run_dir.iterdir() if path.name not in RECORDS or path.lstat().st_size > RECORD_BYTES]
 
 
 def described(crash: Crash | None) -> str:

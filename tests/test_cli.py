@@ -260,6 +260,13 @@ def test_make_sample_takes_any_prompt(prompt):
 
 
 @needs_make
+def test_make_clean_runs_lists_unless_told():
+    assert made("clean-runs") == [["prepare.py", "clean", "--runs"]]
+    assert made("clean-runs", "NAMES=runs/a runs/b") == [["prepare.py", "clean", "--runs", "runs/a", "runs/b"]]
+    assert made("clean-runs", "ALL=1") == [["prepare.py", "clean", "--runs", "--yes"]]
+
+
+@needs_make
 def test_make_without_a_target_is_help():
     shown = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for target in ("setup", "prepare", "train", "score", "sample", "test"):

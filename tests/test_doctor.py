@@ -89,8 +89,8 @@ def stock(tmp_path, monkeypatch):
 def test_the_listing_has_sizes_largest_first_and_who_needs_what(stock):
     entries = housekeeping.listing()
     assert [(e.name, e.bytes) for e in entries][:2] == [("prepared/b", 3000), ("prepared/a", 100)]
-    assert {e.name: e.needed_by for e in entries if e.needed_by} == {
-        "prepared/current": "the next training", "prepared/night": "night nov24"
+    assert {e.name: e.kept for e in entries if e.kept} == {
+        "prepared/current": "for the next training", "prepared/night": "for night nov24"
     }  # fmt: skip
 
 
@@ -98,9 +98,9 @@ def test_what_is_in_use_is_never_removed(stock):
     assert housekeeping.remove((), everything=True).startswith("removed 2,")
     assert sorted(path.name for path in (stock / "prepared").iterdir()) == ["current", "making", "night"]
     assert (stock / "text/0123").exists()  # a download may not be had again
-    with pytest.raises(UserError, match="in use by night nov24; nothing was removed"):
+    with pytest.raises(UserError, match=r"is kept \(for night nov24\); nothing was removed"):
         housekeeping.remove(("prepared/night",), everything=False)
-    with pytest.raises(UserError, match="the cache has no prepared/x; it has: prepared/"):
+    with pytest.raises(UserError, match="there is no prepared/x; there are: prepared/"):
         housekeeping.remove(("prepared/x",), everything=False)
 
 

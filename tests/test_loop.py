@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from checkout import MINUTES, Checkout, attempt, run_loop
 
-from lab.journal import HEADER, read
+from lab.journal import HEADER, lock, read
 from lab.sandbox import available
 
 pytestmark = pytest.mark.skipif(available() == "none", reason="no sandbox on this machine (install bubblewrap)")
@@ -80,8 +80,6 @@ def test_a_resumed_night_may_not_change_its_task(finished):
 
 def test_two_loops_of_one_tag_are_refused(finished):
     checkout, _ = finished
-    from lab.journal import lock
-
     with lock(checkout.folder / "nights/plain/lock"):
         done = run_loop(checkout, "plain", check=False)
     assert done.returncode == 1
@@ -96,6 +94,35 @@ def test_what_a_night_kept_can_be_sampled_and_exported(finished):
     checkout.python("prepare.py", "sample", "--tag", "plain", "--export", checkout.folder.parent / "best")
     config = json.loads((checkout.folder.parent / "best/config.json").read_text())
     assert config["val_bpb"] == best.values[0]
+
+
+def test_cleaning_takes_checkpoints_of_what_was_not_kept_and_nothing_else(finished):
+    checkout, _ = finished
+    night = checkout.folder / "nights/plain"
+    kept = {f"e{e.id:04d}" for e in checkout.night("plain").state.experiments if e.status == "keep"}
+
+    def whole() -> set[str]:
+        return {path.parent.name for path in (night / "runs").glob("*/checkpoint.safetensors")}
+
+    before, records = whole(), sorted((night / "runs").glob("*/train.py"))
+    listed = checkout.python("prepare.py", "clean", "--runs").stdout
+    assert {line.split()[2] for line in listed.splitlines()} == {f"nights/plain/runs/{name}" for name in before}
+    assert "  (kept: experiment 0 was kept)" in listed
+    with lock(night / "lock"):
+        told = checkout.python("prepare.py", "clean", "--runs", "--yes").stdout
+    assert told.count("(kept: the night is running)") == len(before)
+    assert told.endswith("removed 0, 0.0 MB\n")
+    refused = checkout.python("prepare.py", "clean", "--runs", "nights/plain/runs/e0000-r1", check=False)
+    assert (refused.returncode, refused.stderr) == (
+        1, "error: nights/plain/runs/e0000-r1 is kept (experiment 0 was kept); nothing was removed\n"
+    )  # fmt: skip
+    assert whole() == before
+    checkout.python("prepare.py", "clean", "--runs", "--yes")
+    assert whole() == {name for name in before if name.startswith(tuple(kept)) or name.startswith("replay-0-")}
+    assert "preflight" in before - whole()
+    assert sorted((night / "runs").glob("*/train.py")) == records
+    assert "2 experiments" in checkout.python("agent_loop.py", "status", "--tag", "plain").stdout
+    assert "report.html" in checkout.python("agent_loop.py", "report", "--tag", "plain", "--no-stories").stdout
 
 
 def test_killed_at_random_moments_nothing_is_lost_or_doubled(checkout):

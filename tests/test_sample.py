@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import select
+import shutil
 import signal
 import struct
 import subprocess
@@ -215,3 +216,33 @@ def test_mlx_lm_generates_what_sample_does(checkout, exported):
     told = mlx_lm.generate(model, tokenizer, "Once upon a time", max_tokens=50)
     expected = sample(checkout, "runs/a", "--tokens", 50, "--temperature", 0).stdout
     assert expected.removeprefix("Once upon a time").removeprefix(" ") == f"{told}\n"  # mlx-lm drops a first space
+
+
+# ---- clean
+
+
+def test_of_the_users_runs_the_newest_the_best_and_the_latest_stay_whole(checkout):
+    runs = checkout.folder / "runs"
+    score = json.loads((runs / "a/score.json").read_text())
+    for number in range(8):  # copies of a real run, oldest first; the second is the best, the fourth of another task
+        path = shutil.copytree(runs / "a", runs / f"copy{number}")
+        other = {1: {"val_bpb": 0.5}, 3: {"task": "another"}}.get(number, {"val_bpb": 9.0})
+        (path / "score.json").write_text(json.dumps(score | other))
+        os.utime(path / "checkpoint.safetensors", (1000 + number, 1000 + number))
+    (runs / "latest").symlink_to("copy0")
+    (runs / "copy2" / "notes.md").write_text("the user's")
+    made = checkout.python("prepare.py", "clean", "--runs").stdout
+    assert sum("(kept: " in line for line in made.splitlines()) == 8
+    told = checkout.python("prepare.py", "clean", "--runs", "--yes").stdout.splitlines()[-1]
+    assert told.startswith("removed 2, ")
+    gone = {
+        path.parent.name for path in runs.glob("*/train.py") if not (path.parent / "checkpoint.safetensors").exists()
+    }
+    assert gone == {"copy2", "copy4"}
+    assert {path.name for path in (runs / "copy4").iterdir()} >= {
+        "train.py",
+        "result.json",
+        "steps.jsonl",
+        "score.json",
+    }
+    assert "error: " in sample(checkout, "runs/copy4").stderr
