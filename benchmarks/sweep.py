@@ -30,7 +30,7 @@ from lab.fit import block_parameters, predicted_bpb  # noqa: E402
 from lab.run import recorded  # noqa: E402
 
 TABLE, PLOT = ROOT / "docs" / "scaling.csv", ROOT / "docs" / "scaling.png"
-SIZES = ((2, 64), (4, 64), (2, 128), (4, 128), (6, 128), (4, 192), (4, 256))  # depth, width
+SIZES = ((2, 64), (4, 64), (2, 128), (4, 128), (6, 128), (2, 192), (4, 192), (2, 256))  # depth, width
 STEPS = (150, 300, 600)
 LARGE = 6e8  # parameters times steps: what is above is left out, it would take too long
 COLUMNS = ("depth", "width", "tokens_per_step", "matrix_lr", "steps", "tokens", "val_bpb")
