@@ -12,6 +12,7 @@ checkout is never touched. Importing this module does nothing.
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -21,15 +22,17 @@ from typing import Any
 import click
 
 from lab.agents import Agent, Briefing, NoProposal, Tried
+from lab.agents.once import Once
 from lab.branch import Branch, git
 from lab.errors import UserError
 from lab.files import write_atomic
 from lab.history import Experiment
 from lab.journal import Journal, lock, read
-from lab.opening import choose_agent, night_settings, stay_awake, stopper
+from lab.opening import choose_agent, next_time, night_settings, stay_awake, stopper
 from lab.preset import from_dict
-from lab.proposal import Proposal, check, describe
+from lab.proposal import Proposal, check
 from lab.run import ROOT, guarded
+from lab.show import NORMAL, QUIET, silent, verbosity_options
 from lab.source import Rejected, fingerprint, parse
 
 NIGHTS = ROOT / "nights"
@@ -52,6 +55,8 @@ class Night:
     bench: Any
     rigor: str
     agent: Agent | None = None
+    say: Callable[[str], None] = say
+    idea: str = ""  # what is being checked
     edits: dict[int, dict[str, Any]] = field(default_factory=dict)  # experiment -> what it changed
     stop: Callable[[], str] = lambda: ""  # why to end, or ""
     spoiled: int = 0  # runs in a row
@@ -89,19 +94,21 @@ class Night:
             return self.commit(Proposal(self.branch.source(state.head()), "baseline", "none"))
         base, refused, refused_source = self.branch.source(state.head()), "", ""
         for attempt in range(2 * (1 + REDRAWS)):
+            self.idea = ""
             agent = self.agent if attempt <= REDRAWS else self.sampler()
             try:
                 proposal = agent.propose(self.briefing(base, attempt, refused, refused_source))
                 check(proposal.source, base, state.tried.keys(), self.settings)
-                say(f"experiment {len(state.experiments)}: {proposal.hypothesis} ({proposal.agent}); preflight")
+                self.idea = f"{proposal.hypothesis} ({proposal.agent})"
+                self.say(f"experiment {len(state.experiments)}: {self.idea}; preflight")
                 if reason := self.bench.preflight(proposal.source):
                     raise Rejected(f"preflight: {reason}")
             except NoProposal as reason:
-                say(f"no proposal: {reason}")
+                self.say(f"no proposal: {reason}")
                 continue
             except Rejected as reason:
                 refused, refused_source = str(reason), proposal.source
-                say(f"refused: {reason}")
+                self.say(f"refused: {reason}")
                 self.refuse(proposal, str(reason))
                 continue
             return self.commit(proposal)
@@ -144,7 +151,7 @@ class Night:
         trained = state.incumbent if step.who == "incumbent" else state.pending
         kept = self.folder / "results" / f"{step.run}.json"
         if not kept.is_file():
-            say(f"run {step.run}, seed {step.seed}: {trained.hypothesis}")
+            self.say(f"run {step.run}, seed {step.seed}: {trained.hypothesis}")
             if not self.bench.preflight_seconds:
                 self.bench.preflight(self.branch.source(trained.commit))  # after a resume: how long a start takes
             measured = self.bench.run(step.run, self.branch.source(trained.commit), step.seed)
@@ -159,7 +166,7 @@ class Night:
         result = json.loads(kept.read_text())
         self.journal.record("run", id=step.id, who=step.who, run=step.run, seed=step.seed, **result)
         number = f"val_bpb {result['val_bpb']:.6f}" if result["status"] == "ok" else result["reason"]
-        say(f"run {step.run}: {result['status']}, {number}, {result['minutes']:.1f} min")
+        self.say(f"run {step.run}: {result['status']}, {number}, {result['minutes']:.1f} min")
         if result["status"] == "crash" and not state.incumbent:
             self.settle("crash")
             raise UserError(f"the baseline fails: {result['reason']}; the same command tries it again")
@@ -169,7 +176,7 @@ class Night:
         found = state.judge(self.rigor, None if self.last is None else self.last - state.pending.id)
         told = {"delta": found.delta, "sigma": found.sigma, "near_miss": found.near_miss, "reason": found.reason}
         self.journal.record("verdict", id=state.pending.id, verdict=found.verdict, who=found.who, **told)
-        say(f"{found.verdict}: {found.reason}")
+        self.say(f"{found.verdict}: {found.reason}")
 
     def settle(self, verdict: str) -> None:
         """Close the experiment: the journal first says so, then the branch follows."""
@@ -242,7 +249,9 @@ def _nodes(source: str) -> int:
     return sum(1 for _ in ast.walk(parse(source)))
 
 
-def open_night(tag: str, *, preset: str | None, minutes: float | None, rigor: str, sandbox: str) -> Night:
+def open_night(
+    tag: str, *, preset: str | None, minutes: float | None, rigor: str, sandbox: str, verbosity: int = NORMAL
+) -> Night:
     """The night of this tag, new or resumed. Raises UserError when nothing is prepared or the tag is in other use."""
     from lab.measure import Bench
     from lab.sandbox import available, self_test
@@ -252,7 +261,8 @@ def open_night(tag: str, *, preset: str | None, minutes: float | None, rigor: st
     settings = night_settings(folder, preset, minutes)
     kind = available() if sandbox == "auto" else sandbox
     if kind == "none":
-        say("WARNING: no sandbox: train.py, written by an agent, can read and write whatever you can, and the network")
+        told = "no sandbox: train.py, written by an agent, can read and write whatever you can, and the network"
+        print(f"warning: {told}", file=sys.stderr)
     elif fault := self_test(kind):
         raise UserError(f"the sandbox {kind} does not hold here ({fault}); choose another, or --sandbox none")
     if kind in ("seatbelt", "landlock"):  # no loopback network within: one process trains
@@ -262,7 +272,9 @@ def open_night(tag: str, *, preset: str | None, minutes: float | None, rigor: st
     journal = Journal(folder)
     if not journal.state.start:
         journal.record("start", tag=tag, commit=branch.head)
-    night = Night(folder, branch, journal, Bench(folder, branch.worktree, settings, kind, say=say), rigor)
+    tell, echo = (say if verbosity > level else silent for level in (QUIET, NORMAL))
+    bench = Bench(folder, branch.worktree, settings, kind, say=tell, echo=echo)
+    night = Night(folder, branch, journal, bench, rigor, say=tell)
     for record in read(journal.path):
         if record["event"] == "proposal":
             night.edits[record["id"]] = record.get("edit") or {}
@@ -275,11 +287,12 @@ def summary(night: Night) -> str:
     if not state.incumbent:
         return f"{night.folder.name}: no experiment is finished yet"
     best, counts = state.incumbent, state.counts()
+    runs = f"{len(best.values)} run{'s' * (len(best.values) > 1)}"
     lines = [
         f"{night.folder.name}: {len(state.tried_out)} experiments: {counts['keep']} kept, {counts['discard']} "
         f"discarded, {counts['crash']} crashed, {state.refused} refused before training",
         f"baseline  {state.baseline.mean:.6f}",
-        f"incumbent {best.mean:.6f} (experiment {best.id}, {len(best.values)} runs; noise {state.noise.sigma:.4f})",
+        f"incumbent {best.mean:.6f} (experiment {best.id}, {runs}; noise {state.noise.sigma:.4f})",
     ]
     lines += [f"  kept {e.id}: {e.hypothesis} ({e.delta:+.6f})" for e in state.tried_out if e.status == "keep"]
     return "\n".join(lines)
@@ -338,20 +351,32 @@ def command() -> None:
 @click.option("--command", "cli", default="", help="For --agent command: a coding CLI, run in a scratch folder.")
 @click.option("--llm-share", default=0.3, show_default=True, help="Of hybrid's proposals by the model, 0 to 1.")
 @click.option("--max-experiments", type=click.IntRange(min=0), help="Then stop.  [default: no bound]")
-@click.option("--until", help="Time of day at which no new experiment starts, like 07:00.")
-def run(kind: str, model: str, cli: str, llm_share: float, max_experiments: int | None, until: str | None,
-        tag: str | None, **options: Any) -> None:  # fmt: skip
+@click.option(
+    "--until",
+    type=click.DateTime(["%H:%M"]),
+    metavar="HH:MM",
+    help="Time of day from which no new experiment starts, like 07:00.  [default: no end]",
+)
+@verbosity_options("Only the summary and errors.", "Also what preflight, training and scorer print.")
+def run(kind: str, model: str, cli: str, llm_share: float, max_experiments: int | None, until: datetime | None,
+        tag: str | None, verbosity: int, **options: Any) -> None:  # fmt: skip
+    from lab.dashboard import dashboard
+
     tag = tag or f"{datetime.now():%b%d}".lower()
+    deadline = next_time(until.time()) if until else None
+    tell = say if verbosity > QUIET else silent
     NIGHTS.mkdir(exist_ok=True)
     (NIGHTS / tag).mkdir(exist_ok=True)
     with lock(NIGHTS / tag / "lock"):
-        agent = choose_agent(kind, model, cli, llm_share, say)
+        agent = choose_agent(kind, model, cli, llm_share, tell)
         stay_awake()
-        night = open_night(tag, **options)
-        night.agent, night.stop = agent, stopper(until, say)
-        say(f"night {tag}: agent {agent.name}, sandbox {night.bench.sandbox}, {night.task()}")
+        night = open_night(tag, verbosity=verbosity, **options)
+        night.agent, night.stop = agent, stopper(deadline, tell)
+        tell(f"night {tag}: agent {agent.name}, sandbox {night.bench.sandbox}, {night.task()}")
         try:
-            say(f"ended: {night.go(max_experiments)}")
+            with dashboard(night, deadline, verbosity):
+                ended = night.go(max_experiments)
+            tell(f"ended: {ended}")
         finally:
             print(summary(night))
             print(f"{night.folder}/results.tsv; go on with: python agent_loop.py run --tag {tag}")
@@ -376,25 +401,6 @@ def try_command(message: str, tag: str | None, **options: Any) -> None:
         done = night.journal.state.experiments[-1]
         print(f"{done.status}: {done.reason or done.hypothesis}")
         print(summary(night))
-
-
-class Once:
-    """The agent of `try`: one proposal; when a check refuses it, the edit stays in the worktree to be mended."""
-
-    name = "external"
-
-    def __init__(self, source: str, message: str, settings: dict[str, Any], path: Path):
-        self.source, self.message, self.settings, self.path = source, message, settings, path
-
-    def propose(self, briefing: Briefing) -> Proposal:
-        if briefing.attempt:
-            self.path.write_text(self.source)
-            raise UserError(f"refused: {briefing.refused}; mend {self.path} and try again")
-        edit = describe(self.source, briefing.source, self.settings)
-        return Proposal(self.source, self.message, self.name, edit)
-
-    def tell(self, proposal: Proposal, outcome: Tried) -> None:
-        pass
 
 
 @command.command(help="What a night has found so far.")

@@ -50,6 +50,13 @@ class Clock:
         return min(1.0, (self._agreed if self.agree else self.elapsed) / self.budget)
 
     @property
+    def remaining(self) -> float:
+        """Billed seconds to the end of the budget; of a budget in steps, at the pace so far."""
+        if self.steps is not None:
+            return self.elapsed / self.step * (self.steps - self.step) if self.step else 0.0
+        return max(0.0, self.budget - self.elapsed)
+
+    @property
     def slept(self) -> float:
         """Seconds that the machine was asleep since the clock started."""
         return max(0.0, self._sleep_gap() - self._asleep_at_start)

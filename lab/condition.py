@@ -33,6 +33,14 @@ class Condition:
     heat: int | None = None  # thermal pressure: 0 nominal, 1 moderate, 2 heavy, 3 trapping, 4 sleeping
     power: str | None = None  # "AC" or "battery"
 
+    def __str__(self) -> str:
+        """What is known, for a person."""
+        parts = [f"{self.flops / 1e9:,.0f} GFLOP/s"]
+        parts += [] if self.heat is None else [f"thermal pressure {self.heat}"]
+        parts += [] if self.memory_pressure is None else [f"memory pressure {self.memory_pressure} of 4"]
+        parts += [] if self.swap_mb is None else [f"{self.swap_mb:,.0f} MB swapped"]
+        return ", ".join([*parts, f"on {self.power}"] if self.power else parts)
+
 
 def condition() -> Condition:
     """How the machine is now. Takes half a second."""

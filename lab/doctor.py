@@ -64,11 +64,8 @@ def _mlx() -> Iterator[Finding]:
 
 def _condition() -> Iterator[Finding]:
     now = condition()
-    parts = [] if now.heat is None else [f"thermal pressure {now.heat}"]
-    parts += [] if now.memory_pressure is None else [f"memory pressure {now.memory_pressure} of 4"]
-    parts += [] if now.swap_mb is None else [f"{now.swap_mb:,.0f} MB swapped"]
     load = os.getloadavg()[0]
-    told = ", ".join([*parts, f"load {load:.1f}"])
+    told = f"{now}, load {load:.1f}"
     if reason := unfit(now, now.flops):
         yield Finding("warning", "condition", f"{told}: {reason}", "let it cool down, or close other programs")
     elif load > 0.5 * (os.cpu_count() or 1):

@@ -88,6 +88,7 @@ class State:
     tried: dict[str, int] = field(default_factory=dict)  # AST fingerprint -> experiment, -1 for refused
     refusals: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=REFUSALS))
     refused: int = 0
+    condition: dict[str, Any] | None = None  # lab.condition.Condition at the end of the last run
     remeasure: bool = True  # False once the incumbent crashed during the pending experiment
     _next: Step = field(default_factory=lambda: Step("propose"))
 
@@ -190,6 +191,7 @@ class State:
         ran.runs += 1
         ran.minutes += record["minutes"]
         ran.memory_gb = max(ran.memory_gb, record["memory_gb"])
+        self.condition = record.get("after") or self.condition
         if record["status"] == "invalid":
             return
         self._next = Step("judge", self.pending.id)

@@ -10,16 +10,18 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lab import machine, trial
 from lab.condition import Condition, condition, spoiled, unfit
-from lab.crash import Crash
+from lab.crash import Crash, clean, read_bytes
 from lab.files import delete, write_atomic
 from lab.sandbox import Policy
+from lab.show import silent
 from lab.trial import Limits
 
 MEMORY_SHARE = 0.7  # of the machine's memory that a run may take
@@ -37,6 +39,7 @@ RECORD_BYTES = 8 << 20  # size of each that may stay without the checkpoint
 SLACK_SECONDS = 10.0  # beyond budget and twice the preflight, for starting and saving
 PREFLIGHT_SECONDS = 240.0  # a cold compile of every kernel included
 PREFLIGHT_STEPS = 2
+ECHO_BYTES, ECHO_CHARS = 8 << 10, 200  # of what a run printed, and of one line of it
 WAIT_SECONDS = 600.0  # at most, for a hot or busy machine before a run
 
 
@@ -54,6 +57,15 @@ class Measured:
     spoiled: bool = False  # a "crash" that the machine is to blame for: it says nothing about the change
 
 
+@dataclass(frozen=True)
+class Phase:
+    """What a bench is at, or "" for nothing, and since when; `run_dir` while it is training."""
+
+    name: str = ""
+    run_dir: Path | None = None
+    since: float = field(default_factory=time.monotonic)
+
+
 @dataclass
 class Bench:
     """Where runs happen: `folder` of the night, `worktree` with the source, `settings` as train.py reads them."""
@@ -64,26 +76,32 @@ class Bench:
     sandbox: str
     preflight_seconds: float = 0.0
     say: Callable[[str], None] = print
+    echo: Callable[[str], None] = silent  # hears what training and scorer print
+    phase: Phase = field(default_factory=Phase)
     usual_flops: float = 0.0  # of the probe before and after runs, the best so far
 
     def preflight(self, source: str) -> str:
         """Two real steps and one batch of the score. The reason why it failed, or "" ."""
         run_dir = self._fresh("preflight")
-        outcome = self._train(run_dir, source, 0, PREFLIGHT_SECONDS, "--steps", str(PREFLIGHT_STEPS))
-        if outcome.status != "ok":
-            return f"{outcome.status}: {described(outcome.crash)}"
-        self.preflight_seconds = outcome.seconds
-        return self._score(run_dir, source, PREFLIGHT_STEPS, "--batches", "1").get("reason", "")
+        with self._at("preflight"):
+            outcome = self._train(run_dir, source, 0, PREFLIGHT_SECONDS, "--steps", str(PREFLIGHT_STEPS))
+            if outcome.status != "ok":
+                return f"{outcome.status}: {described(outcome.crash)}"
+            self.preflight_seconds = outcome.seconds
+            return self._score(run_dir, source, PREFLIGHT_STEPS, "--batches", "1").get("reason", "")
 
     def run(self, name: str, source: str, seed: int) -> Measured:
         """Train this source for the budget and score it."""
         run_dir = self._fresh(name)
-        before = self._fit()
+        with self._at("waiting for the machine"):
+            before = self._fit()
         begun = time.monotonic()
         budget = self.settings["minutes"] * 60
-        outcome = self._train(run_dir, source, seed, budget + 2 * self.preflight_seconds + SLACK_SECONDS)
-        after = self._condition()
-        score = self._score(run_dir, source) if outcome.status == "ok" else {}
+        with self._at("training", run_dir):
+            outcome = self._train(run_dir, source, seed, budget + 2 * self.preflight_seconds + SLACK_SECONDS)
+        with self._at("scoring"):
+            after = self._condition()
+            score = self._score(run_dir, source) if outcome.status == "ok" else {}
         told = (outcome.peak_memory_mb / 1024, (time.monotonic() - begun) / 60)
         seen = (vars(before), vars(after))
         if reason := spoiled(before, after, self.usual_flops, outcome.status == "ok"):
@@ -94,6 +112,14 @@ class Bench:
         delete(excess(run_dir))  # it may have filled the disk
         return Measured("crash", None, *told, reason, *seen)
 
+    @contextmanager
+    def _at(self, name: str, run_dir: Path | None = None) -> Iterator[None]:
+        self.phase = Phase(name, run_dir)
+        try:
+            yield
+        finally:
+            self.phase = Phase()
+
     def _train(self, run_dir: Path, source: str, seed: int, seconds: float, *flags: str) -> trial.Outcome:
         sent = self._sent(run_dir.name, source, seed)
         prepared = Path(self.settings["prepared"])
@@ -101,7 +127,13 @@ class Bench:
         env = os.environ | {"AUTORESEARCH_SETTINGS": str(sent / "settings.json")}
         command = [sys.executable, str(sent / "train.py"), "--run-dir", str(run_dir), "--no-score", *flags]
         limits = Limits(seconds, int(machine.describe()["memory_gb"] * MEMORY_SHARE * 2**30))
-        return trial.run(command, run_dir, policy, limits, sandbox=self.sandbox, env=env)
+        outcome = trial.run(command, run_dir, policy, limits, sandbox=self.sandbox, env=env)
+        self._echo(read_bytes(run_dir / "run.log", ECHO_BYTES).decode(errors="replace"))
+        return outcome
+
+    def _echo(self, printed: str) -> None:
+        for line in printed.splitlines():
+            self.echo(f"| {clean(line, ECHO_CHARS)}")
 
     def _sent(self, name: str, source: str, seed: int) -> Path:
         """A folder with what the child reads: the source, its settings, and links to the pristine laboratory."""
@@ -130,6 +162,7 @@ class Bench:
         for _ in range(2):
             (run_dir / "score.json").unlink(missing_ok=True)
             done = subprocess.run(command, capture_output=True, text=True, cwd=self.worktree, start_new_session=True)
+            self._echo(done.stdout + done.stderr)
             if (run_dir / "score.json").is_file():
                 return json.loads((run_dir / "score.json").read_text())
         line = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]

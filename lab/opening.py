@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime, time, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -66,16 +66,14 @@ def choose_agent(kind: str, model: str, command: str, share: float, say: Say) ->
     return Hybrid(Search(), ollama, share, say=say)
 
 
-def stopper(until: str | None, say: Say) -> Callable[[], str]:
-    """Says when to end: at a time of day, or after the first Ctrl-C or TERM; the second Ctrl-C ends at once."""
-    deadline = None
-    if until:
-        try:
-            at = datetime.strptime(until, "%H:%M").time()
-        except ValueError:
-            raise UserError(f"--until {until!r} is no time of day; write it like 07:00") from None
-        deadline = datetime.combine(datetime.now().date(), at)
-        deadline += timedelta(days=deadline <= datetime.now())
+def next_time(at: time) -> datetime:
+    """The next moment at which it is this time of day."""
+    today = datetime.combine(datetime.now().date(), at)
+    return today + timedelta(days=today <= datetime.now())
+
+
+def stopper(deadline: datetime | None, say: Say) -> Callable[[], str]:
+    """Says when to end: at the deadline, or after the first Ctrl-C or TERM; the second Ctrl-C ends at once."""
     asked = []
 
     def ask(*_: Any) -> None:

@@ -33,7 +33,7 @@ from lab.files import cache_root, write_atomic
 from lab.fit import most_rows
 from lab.preset import from_dict, load, to_dict
 from lab.shards import open_prepared
-from lab.show import LiveLine
+from lab.show import NORMAL, QUIET, VERBOSE, Reading, Training, verbosity_options, working
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_PRESET = "tinystories"
@@ -73,8 +73,9 @@ class Run:
 
     One of `processes` that train as one; only rank 0 prints and writes."""
 
-    def __init__(self, directory: Path, record: dict[str, Any], source: Path, started: float):
+    def __init__(self, directory: Path, record: dict[str, Any], source: Path, started: float, verbosity: int = NORMAL):
         self.directory, self.record_settings, self.started = directory, record, started
+        self.verbosity = verbosity
         self.preset = from_dict(record["preset"])
         self.seed = record["seed"]
         self.prepared = open_prepared(Path(record["prepared"]), parts=("train", "tokenizer"))
@@ -83,7 +84,7 @@ class Run:
         self.clock = Clock(record["minutes"], record["steps"], parallel.rank_0s if self.processes > 1 else None)
         if self.processes > 1:
             self._agree(source)
-        self.line = LiveLine()
+        self.display = Training(verbosity)
         self.facts: dict[str, Any] = {}
         self.tokens = 0
         self.smooth = 0.0
@@ -128,7 +129,7 @@ class Run:
         `facts` are kept in the run's record. Raises whatever the model's call raises."""
         from mlx.utils import tree_flatten
 
-        from lab.backend import BLAS, mx
+        from lab.backend import mx
         from lab.score import batch_rows
 
         length, dtype = self.preset.task.sequence_length, self.preset.model.dtype
@@ -143,6 +144,14 @@ class Run:
         parameters = sum(value.size for _, value in tree_flatten(model.trainable_parameters()))
         self.facts = facts | {"num_params": parameters, "matmul_peak": peak, "processes": self.processes}
         self.flops_per_token = flops_per_token
+        if self.verbosity > QUIET:
+            self._introduce(peak, parameters, facts)
+        self.facts["startup_seconds"] = time.perf_counter() - self.started
+
+    def _introduce(self, peak: float, parameters: int, facts: dict[str, Any]) -> None:
+        from lab.backend import BLAS
+
+        dtype, length = self.preset.model.dtype, self.preset.task.sequence_length
         budget = f"{self.clock.steps} steps" if self.clock.steps else f"{self.clock.budget / 60:g} minutes"
         chip = machine.describe()
         print(
@@ -153,7 +162,6 @@ class Run:
             f"model {parameters / 1e6:.2f}M parameters, " + ", ".join(f"{k} {v}" for k, v in facts.items()),
             flush=True,
         )
-        self.facts["startup_seconds"] = time.perf_counter() - self.started
 
     def record(self, step: int, loss: float, tokens: int, **extras: float) -> None:
         """Log a step: `loss` in nats per token, `tokens` it trained on. Raises Diverged on NaN or explosion."""
@@ -167,16 +175,11 @@ class Run:
         with open(self.directory / "steps.jsonl", "a") as file:
             file.write(json.dumps(entry) + "\n")
         if not loss < 2 * math.log(self.vocab_size) + 1:  # guessing costs log(V); also true for NaN
-            self.line.end()
             raise Diverged(f"FAIL: the loss is {loss:.3g} at step {step}; lower the learning rates")
         self.smooth = SMOOTHING * self.smooth + (1 - SMOOTHING) * loss
         shown = self.smooth / (1 - SMOOTHING ** (step + 1))
-        left = max(0.0, self.clock.budget - elapsed) if not self.clock.steps else 0.0
-        self.line.show(
-            f"step {step:05d} ({100 * self.clock.progress:.1f}%) | loss {shown:.4f} | {rate:,.0f} tok/s | "
-            f"mfu {self._mfu(rate):.1f}% | {machine.peak_memory_mb():.0f} MB | epoch {self.data.epoch} | "
-            f"remaining {left:.0f}s"
-        )
+        figures = (rate, self._mfu(rate), machine.peak_memory_mb(), self.data.epoch, self.clock.remaining)
+        self.display.show(Reading(step, self.clock.progress, shown, *figures))
 
     def predicted_bpb(self) -> float | None:
         """What fitting predicted for this run; None where nothing was fitted or the rule does not hold: it is
@@ -193,7 +196,6 @@ class Run:
 
         if not self.leads:
             return
-        self.line.end()
         temporary = self.directory / ".checkpoint.safetensors"
         mx.save_safetensors(str(temporary), dict(tree_flatten(model.parameters())))
         os.replace(temporary, self.directory / "checkpoint.safetensors")
@@ -238,7 +240,10 @@ def execute(experiment: Callable[[Run], Any], source: str) -> None:
         "--run-dir", type=click.Path(path_type=Path), help="Folder of the run.  [default: a new one in runs/]"
     )
     @click.option("--score/--no-score", default=True, help="Score the checkpoint afterwards.")
-    def command(minutes: float | None, steps: int | None, seed: int | None, run_dir: Path | None, score: bool) -> None:
+    @verbosity_options("Only the summary and errors.", "A line for every step, and what the scorer says.")
+    def command(
+        minutes: float | None, steps: int | None, seed: int | None, run_dir: Path | None, score: bool, verbosity: int
+    ) -> None:
         if minutes is not None and not math.isfinite(minutes):
             raise click.BadParameter(f"{minutes} is no number of minutes", param_hint="--minutes")
         record = recorded()
@@ -251,7 +256,7 @@ def execute(experiment: Callable[[Run], Any], source: str) -> None:
         if processes > 1 and not parallel.launched():
             sys.exit(parallel.launch(processes))
         directory = run_dir or (new_directory(record["preset"]["name"]) if parallel.rank() == 0 else Path())
-        run = Run(directory, record, Path(source), started)
+        run = Run(directory, record, Path(source), started, verbosity)
         _train(run, experiment)
         if score and run.leads:
             _score(run, started)
@@ -269,7 +274,7 @@ def guarded(command: click.Command) -> None:
         error.show()
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
-        print("\nstopped", file=sys.stderr)
+        print("stopped", file=sys.stderr)  # click has ended the line
         sys.exit(130)
     except OSError as error:
         if error.filename is None and error.errno is None:
@@ -296,7 +301,8 @@ def _train(run: Run, experiment: Callable[[Run], Any]) -> None:
     from lab.backend import mx
 
     mx.random.seed(run.seed)
-    model = experiment(run)
+    with run.display:
+        model = experiment(run)
     mx.eval(model.parameters())
     run.finish(model, run.clock.elapsed)
     del model
@@ -308,9 +314,12 @@ def _score(run: Run, started: float) -> None:
     directory = run.directory
     # No sandbox: the same code has just trained without one, and none was ever tried with Metal.
     command = [sys.executable, ROOT / "prepare.py", "score", directory, "--sandbox", "none"]
-    scoring = subprocess.run(command, capture_output=True, text=True)
+    with working("scoring", run.verbosity):
+        scoring = subprocess.run(command, capture_output=True, text=True)
     if scoring.returncode:
         raise UserError(scoring.stderr.strip().removeprefix("error: ") or f"the scorer ended with {scoring.returncode}")
+    if run.verbosity == VERBOSE:
+        print(scoring.stdout, end="")
     result = json.loads((directory / "result.json").read_text())
     result["total_seconds"] = time.perf_counter() - started
     write_atomic(directory / "result.json", json.dumps(result, indent=1))

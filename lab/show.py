@@ -1,22 +1,73 @@
-"""Progress for people: a live line or a bar on a terminal, plain lines in a log; never a carriage return in a file."""
+"""Progress for people: bars and live displays on a terminal, plain lines in a log; never a carriage return in a file.
+
+How much of it there is is one setting, `verbosity`, that every long command takes: QUIET, NORMAL or VERBOSE.
+"""
 
 import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import TextIO
 
+import click
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.text import Text
 
-LOG_SECONDS = 10.0  # between plain lines when the output is not a terminal
-LIVE_SECONDS = 0.25  # between repaints of the live line
+QUIET, NORMAL, VERBOSE = range(3)
+LOG_SECONDS = 5.0  # between plain lines when the output is not a terminal
+LIVE_SECONDS = 0.5  # between repaints of a training's display; one takes about a millisecond
+WIDEST = 100  # columns of a live display, however wide the terminal is
+
+
+def verbosity_options(quiet: str, verbose: str) -> Callable[[Callable], Callable]:
+    """-q and -v of a command, with what they mean there: its argument `verbosity`."""
+
+    def add(function: Callable) -> Callable:
+        for flags, level, meaning in ((("-v", "--verbose"), VERBOSE, verbose), (("-q", "--quiet"), QUIET, quiet)):
+            option = click.option(*flags, "verbosity", type=int, flag_value=level, default=NORMAL, help=meaning)
+            function = option(function)
+        return function
+
+    return add
+
+
+def silent(line: str) -> None:
+    """What takes the place of a `say` that nobody wants to hear."""
+
+
+def live_console(stream: TextIO) -> Console | None:
+    """A console that can be painted anew in place; None for files and dumb terminals, whatever FORCE_COLOR says."""
+    console = Console(file=stream)
+    return console if stream.isatty() and console.is_interactive else None
+
+
+def bar(share: float, width: int) -> Text:
+    """`share` of a line of `width` columns; to be told apart without colours too."""
+    full = int(share * width)
+    return Text.assemble(("━" * full, "bar.complete"), ("─" * (width - full), "bar.back"))
+
+
+def minutes(seconds: float) -> str:
+    """A duration as 4:07 or 3:04:07."""
+    hours, rest = divmod(int(seconds), 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
+
+
+def working(on: str, verbosity: int) -> AbstractContextManager:
+    """Shows on a terminal that something without figures of its own goes on, while the block runs."""
+    console = live_console(sys.stdout) if verbosity > QUIET else None
+    return console.status(on) if console else nullcontext()
 
 
 class Bars:
-    """One bar per label on a terminal; elsewhere a line every LOG_SECONDS. Use as a context manager; call it with
-    (label, bytes done, bytes in all); a total of 0 means unknown."""
+    """One bar per label on a terminal; elsewhere a line every LOG_SECONDS; nothing when `quiet`. Use as a context
+    manager; call it with (label, bytes done, bytes in all); a total of 0 means unknown."""
 
-    def __init__(self, stream: TextIO = sys.stderr):
-        self.stream = stream
+    def __init__(self, stream: TextIO = sys.stderr, quiet: bool = False):
+        self.stream, self.quiet = stream, quiet
         self.tasks: dict[str, int] = {}
         self.last: dict[str, float] = {}
         columns = (
@@ -26,7 +77,8 @@ class Bars:
             TransferSpeedColumn(),
             TimeRemainingColumn(),
         )
-        self.progress = Progress(*columns, console=Console(file=stream)) if stream.isatty() else None
+        console = None if quiet else live_console(stream)
+        self.progress = Progress(*columns, console=console) if console else None
 
     def __enter__(self) -> "Bars":
         if self.progress:
@@ -38,6 +90,8 @@ class Bars:
             self.progress.stop()
 
     def __call__(self, label: str, done: int, total: int) -> None:
+        if self.quiet:
+            return
         if self.progress:
             if label not in self.tasks:
                 self.tasks[label] = self.progress.add_task(label, total=total or None)
@@ -48,28 +102,69 @@ class Bars:
             print(f"{label}{amount}", file=self.stream, flush=True)
 
 
-class LiveLine:
-    """The latest state of a long run: repainted in place on a terminal, a plain line now and then elsewhere."""
+@dataclass(frozen=True)
+class Reading:
+    """How a training does after a step."""
 
-    def __init__(self, stream: TextIO = sys.stdout):
-        self.stream = stream
-        self.console = Console(file=stream) if stream.isatty() else None
-        self.last = float("-inf")
+    step: int
+    progress: float  # share of the budget, 0 to 1
+    loss: float  # smoothed, nats per token
+    tokens_per_second: float
+    mfu: float  # percent
+    memory_mb: float  # peak
+    epoch: int
+    remaining: float  # seconds
 
-    def show(self, text: str) -> None:
-        """Print `text` if the last print is long enough ago."""
-        now = time.monotonic()
-        if now - self.last < (LIVE_SECONDS if self.console else LOG_SECONDS):
+    def __str__(self) -> str:
+        return (
+            f"step {self.step:05d} ({100 * self.progress:.1f}%) | loss {self.loss:.4f} | "
+            f"{self.tokens_per_second:,.0f} tok/s | mfu {self.mfu:.1f}% | {self.memory_mb:.0f} MB | "
+            f"epoch {self.epoch} | remaining {self.remaining:.0f}s"
+        )
+
+    def painted(self, width: int) -> Text:
+        """Two lines of at most `width` columns: the budget as a bar, and the figures."""
+        end = f" {100 * self.progress:3.0f}%  {minutes(self.remaining)} left"
+        figures = (
+            f"step {self.step}  loss {self.loss:.4f}  {self.tokens_per_second:,.0f} tok/s  mfu {self.mfu:.1f}%  "
+            f"{self.memory_mb:,.0f} MB  epoch {self.epoch}"
+        )
+        painted = bar(self.progress, max(0, min(width, WIDEST) - len(end))).append(f"{end}\n").append(figures)
+        painted.no_wrap, painted.overflow = True, "ellipsis"
+        return painted
+
+
+class Training:
+    """The latest reading of a training: painted in place on a terminal, a plain line now and then elsewhere, every one
+    of them when verbose, none when quiet. Use as a context manager."""
+
+    def __init__(self, verbosity: int = NORMAL, stream: TextIO = sys.stdout):
+        self.verbosity, self.stream = verbosity, stream
+        console = live_console(stream) if verbosity == NORMAL else None
+        self.live = Live(console=console, auto_refresh=False) if console else None
+        self.pause = LIVE_SECONDS if console else 0.0 if verbosity == VERBOSE else LOG_SECONDS
+        self.last, self.latest = float("-inf"), None
+
+    def __enter__(self) -> "Training":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the display with the latest reading in it, and the cursor below."""
+        if self.live and self.latest:
+            self._paint()
+            self.live.stop()
+
+    def show(self, reading: Reading) -> None:
+        """Show `reading`, unless the one before it was shown a moment ago."""
+        self.latest = reading
+        if self.verbosity == QUIET or time.monotonic() - self.last < self.pause:
             return
-        self.last = now
-        if self.console:
-            self.stream.write("\r" + text[: self.console.width - 1].ljust(self.console.width - 1))
+        self.last = time.monotonic()
+        if self.live:
+            self.live.start()
+            self._paint()
         else:
-            self.stream.write(text + "\n")
-        self.stream.flush()
+            print(reading, file=self.stream, flush=True)
 
-    def end(self) -> None:
-        """Leave the live line; what is printed next starts on a line of its own."""
-        if self.console and self.last > float("-inf"):
-            self.stream.write("\n")
-            self.stream.flush()
+    def _paint(self) -> None:
+        self.live.update(self.latest.painted(self.live.console.width), refresh=True)

@@ -16,6 +16,7 @@ from lab.errors import UserError
 from lab.journal import Journal
 from lab.measure import Measured
 from lab.preset import load, to_dict
+from lab.show import silent
 from lab.verdict import FLOOR, INCUMBENT_RUNS
 
 
@@ -63,9 +64,9 @@ def resident_mb() -> float:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
-def test_hundreds_of_experiments_in_flat_memory_with_a_bounded_briefing(night, monkeypatch):
-    monkeypatch.setattr(agent_loop, "say", lambda line: None)
+def test_hundreds_of_experiments_in_flat_memory_with_a_bounded_briefing(night):
     n = night()
+    n.say = silent
     assert n.go(60) == "done"
     before = resident_mb()
     assert n.go(240) == "done"
