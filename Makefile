@@ -2,6 +2,7 @@
 #   make train PRESET=offline                  the main job with no network: prepare, train five minutes, val_bpb
 #   make prepare PRESET=tinystories VOCAB=1024 | FILES='text/*.jsonl' VAL_FILES='val.jsonl' | SEQ=512
 #   make train MINUTES=0.2                     a smoke run
+#   make train Q=1                             only the result; V=1: more than usual (prepare, train and agent)
 #   make sample PROMPT='The dog' TOKENS=100    text from the last checkpoint
 
 PYTHON ?= python3
@@ -10,19 +11,20 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 quote = '$(subst ','\'',$(1))'
-PREPARE_FLAGS := $(if $(VOCAB),--vocab $(VOCAB)) $(if $(SEQ),--seq $(SEQ)) \
+VERBOSITY := $(if $(Q),--quiet) $(if $(V),--verbose)
+PREPARE_FLAGS := $(VERBOSITY) $(if $(VOCAB),--vocab $(VOCAB)) $(if $(SEQ),--seq $(SEQ)) \
 	$(if $(FILES),--files $(call quote,$(FILES))) $(if $(VAL_FILES),--val-files $(call quote,$(VAL_FILES))) \
 	$(if $(NO_FIT)$(MINUTES)$(STEPS),--no-fit)
 PREPARE = $(PY) prepare.py --preset $(or $(PRESET),tinystories) $(PREPARE_FLAGS)
 CURRENT := $(or $(AUTORESEARCH_CACHE),$(HOME)/.cache/autoresearch)/current.json
-TRAIN_FLAGS := $(if $(MINUTES),--minutes $(MINUTES)) $(if $(STEPS),--steps $(STEPS)) $(if $(SEED),--seed $(SEED)) \
+TRAIN_FLAGS := $(VERBOSITY) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(STEPS),--steps $(STEPS)) $(if $(SEED),--seed $(SEED)) \
 	$(if $(RUN_DIR),--run-dir $(call quote,$(RUN_DIR)))
 SAMPLE_FLAGS := $(if $(RUN),$(call quote,$(RUN))) $(if $(AGAINST),$(call quote,$(AGAINST))) \
 	$(if $(TAG),--tag $(TAG)) $(if $(CHAT),--chat) $(if $(EXPORT),--export $(call quote,$(EXPORT))) $(if $(PROMPT),--prompt $(call quote,$(PROMPT))) $(if $(TOKENS),--tokens $(TOKENS)) \
 	$(if $(TEMPERATURE),--temperature $(TEMPERATURE)) $(if $(TOP_K),--top-k $(TOP_K)) \
 	$(if $(SEED),--seed $(SEED)) $(if $(COUNT),--count $(COUNT))
 
-AGENT_FLAGS := $(if $(PRESET),--preset $(PRESET)) $(if $(AGENT),--agent $(AGENT)) $(if $(MODEL),--model $(MODEL)) \
+AGENT_FLAGS := $(VERBOSITY) $(if $(PRESET),--preset $(PRESET)) $(if $(AGENT),--agent $(AGENT)) $(if $(MODEL),--model $(MODEL)) \
 	$(if $(TAG),--tag $(TAG)) $(if $(EXPERIMENTS),--max-experiments $(EXPERIMENTS)) \
 	$(if $(UNTIL),--until $(UNTIL)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(LLM_SHARE),--llm-share $(LLM_SHARE)) \
 	$(if $(COMMAND),--command $(call quote,$(COMMAND))) $(if $(SANDBOX),--sandbox $(SANDBOX)) $(if $(RIGOR),--rigor $(RIGOR))
@@ -32,7 +34,7 @@ AGENT_FLAGS := $(if $(PRESET),--preset $(PRESET)) $(if $(AGENT),--agent $(AGENT)
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /	/' | expand -t 12
-	@sed -n '2,5s/^#/ /p' $(firstword $(MAKEFILE_LIST))
+	@sed -n '2,6s/^#/ /p' $(firstword $(MAKEFILE_LIST))
 
 setup: $(READY)  ## the environment in .venv, from the hashes in requirements.txt
 

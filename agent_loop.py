@@ -24,6 +24,7 @@ import click
 from lab.agents import Agent, Briefing, NoProposal, Tried
 from lab.agents.once import Once
 from lab.branch import Branch, git
+from lab.dashboard import dashboard, summary
 from lab.errors import UserError
 from lab.files import write_atomic
 from lab.history import Experiment
@@ -32,7 +33,7 @@ from lab.opening import choose_agent, next_time, night_settings, stay_awake, sto
 from lab.preset import from_dict
 from lab.proposal import Proposal, check
 from lab.run import ROOT, guarded
-from lab.show import NORMAL, QUIET, silent, verbosity_options
+from lab.show import NORMAL, QUIET, examples, silent, verbosity_options
 from lab.source import Rejected, fingerprint, parse
 
 NIGHTS = ROOT / "nights"
@@ -258,7 +259,7 @@ def open_night(
 
     folder = NIGHTS / tag
     folder.mkdir(parents=True, exist_ok=True)
-    settings = night_settings(folder, preset, minutes)
+    settings = night_settings(folder, preset, minutes, verbosity)
     kind = available() if sandbox == "auto" else sandbox
     if kind == "none":
         told = "no sandbox: train.py, written by an agent, can read and write whatever you can, and the network"
@@ -281,23 +282,6 @@ def open_night(
     return night
 
 
-def summary(night: Night) -> str:
-    """A few lines: how many experiments, what was kept, baseline and incumbent."""
-    state = night.journal.state
-    if not state.incumbent:
-        return f"{night.folder.name}: no experiment is finished yet"
-    best, counts = state.incumbent, state.counts()
-    runs = f"{len(best.values)} run{'s' * (len(best.values) > 1)}"
-    lines = [
-        f"{night.folder.name}: {len(state.tried_out)} experiments: {counts['keep']} kept, {counts['discard']} "
-        f"discarded, {counts['crash']} crashed, {state.refused} refused before training",
-        f"baseline  {state.baseline.mean:.6f}",
-        f"incumbent {best.mean:.6f} (experiment {best.id}, {runs}; noise {state.noise.sigma:.4f})",
-    ]
-    lines += [f"  kept {e.id}: {e.hypothesis} ({e.delta:+.6f})" for e in state.tried_out if e.status == "keep"]
-    return "\n".join(lines)
-
-
 def tags() -> list[str]:
     """Nights with a journal, the one that changed last at the end."""
     journals = sorted(NIGHTS.glob("*/journal.jsonl"), key=lambda path: path.stat().st_mtime)
@@ -311,10 +295,8 @@ def latest_tag() -> str:
     return tags()[-1]
 
 
-def tag_option(function: Callable) -> Callable:
-    return click.option("--tag", help="Name of the night.  [default: the latest, or today's date for a new one]")(
-        function
-    )
+def tag_option(default: str) -> Callable:
+    return click.option("--tag", help=f"Name of the night.  [default: {default}]")
 
 
 def shared_options(function: Callable) -> Callable:
@@ -325,8 +307,8 @@ def shared_options(function: Callable) -> Callable:
         click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Of training.  [default: 5]"),
         click.option("--rigor", type=click.Choice(["full", "none"]), default="full", show_default=True,
                      help="none is upstream's rule: keep whatever is lower once."),
-        click.option("--sandbox", type=click.Choice(["auto", *KINDS]), default="auto", show_default=True),
-        tag_option,
+        click.option("--sandbox", type=click.Choice(["auto", *KINDS]), default="auto", show_default=True,
+                     help="Around an experiment."),
     ):  # fmt: skip
         function = option(function)
     return function
@@ -337,8 +319,15 @@ def command() -> None:
     pass
 
 
-@command.command(help="Run experiments until morning, or go on with a night that was interrupted.")
+@command.command(
+    help="Run experiments until morning, or go on with a night that was interrupted.",
+    epilog=examples(
+        "agent_loop.py run --tag nov22 --until 07:00 --agent search",
+        "agent_loop.py run --preset offline --tag demo --max-experiments 3 --minutes 0.2",
+    ),
+)
 @shared_options
+@tag_option("today, like nov22")
 @click.option(
     "--agent",
     "kind",
@@ -350,7 +339,7 @@ def command() -> None:
 @click.option("--model", default="", help="Ollama model.  [default: the most able one that fits]")
 @click.option("--command", "cli", default="", help="For --agent command: a coding CLI, run in a scratch folder.")
 @click.option("--llm-share", default=0.3, show_default=True, help="Of hybrid's proposals by the model, 0 to 1.")
-@click.option("--max-experiments", type=click.IntRange(min=0), help="Then stop.  [default: no bound]")
+@click.option("--max-experiments", type=click.IntRange(min=0), help="After so many: stop.  [default: no bound]")
 @click.option(
     "--until",
     type=click.DateTime(["%H:%M"]),
@@ -360,8 +349,6 @@ def command() -> None:
 @verbosity_options("Only the summary and errors.", "Also what preflight, training and scorer print.")
 def run(kind: str, model: str, cli: str, llm_share: float, max_experiments: int | None, until: datetime | None,
         tag: str | None, verbosity: int, **options: Any) -> None:  # fmt: skip
-    from lab.dashboard import dashboard
-
     tag = tag or f"{datetime.now():%b%d}".lower()
     deadline = next_time(until.time()) if until else None
     tell = say if verbosity > QUIET else silent
@@ -382,8 +369,13 @@ def run(kind: str, model: str, cli: str, llm_share: float, max_experiments: int 
             print(f"{night.folder}/results.tsv; go on with: python agent_loop.py run --tag {tag}")
 
 
-@command.command("try", help="Judge the change that you made to nights/TAG/worktree/train.py.")
+@command.command(
+    "try",
+    help="Judge the change that you made to nights/TAG/worktree/train.py.",
+    epilog=examples("agent_loop.py try --tag nov22 -m 'wider MLP, fewer layers'"),
+)
 @shared_options
+@tag_option("the latest")
 @click.option("-m", "--message", required=True, help="What you changed and why, one line.")
 def try_command(message: str, tag: str | None, **options: Any) -> None:
     tag = tag or latest_tag()
@@ -403,18 +395,21 @@ def try_command(message: str, tag: str | None, **options: Any) -> None:
         print(summary(night))
 
 
-@command.command(help="What a night has found so far.")
-@tag_option
+@command.command(help="What a night has found so far.", epilog=examples("agent_loop.py status --tag nov22"))
+@tag_option("the latest")
 def status(tag: str | None) -> None:
     tag = tag or latest_tag()
     night = Night(NIGHTS / tag, None, Journal(NIGHTS / tag), None, "full")
     print(summary(night))
 
 
-@command.command(help="Train and score an experiment of a night again, with a new seed.")
-@tag_option
+@command.command(
+    help="Train and score experiment NUMBER of a night again, with a new seed.",
+    epilog=examples("agent_loop.py replay 12 --seed 7"),
+)
+@tag_option("the latest")
 @click.argument("number", type=click.IntRange(min=0))
-@click.option("--seed", type=click.IntRange(min=0), default=1000, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=1000, show_default=True, help="Of the run.")
 def replay(tag: str | None, number: int, seed: int) -> None:
     tag = tag or latest_tag()
     with lock(NIGHTS / tag / "lock"):
@@ -430,8 +425,12 @@ def replay(tag: str | None, number: int, seed: int) -> None:
         print(f"experiment {number}: {chosen.hypothesis}\nnow {result.val_bpb} ({result.status}); then {known}")
 
 
-@command.command("report", help="Write report.html and progress.png of a night, finished or not.")
-@tag_option
+@command.command(
+    "report",
+    help="Write report.html and progress.png of a night, finished or not.",
+    epilog=examples("agent_loop.py report --tag nov22 --watch"),
+)
+@tag_option("the latest")
 @click.option("--stories/--no-stories", default=True, help="Sample stories of baseline and best, half a minute.")
 @click.option("--watch", is_flag=True, help="Serve it on 127.0.0.1 and write it anew every minute until Ctrl-C.")
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="For --watch; 0: any.")

@@ -23,6 +23,7 @@ import click
 from lab.errors import UserError
 from lab.run import current_path, execute, guarded, settings
 from lab.sandbox import KINDS
+from lab.show import QUIET, VERBOSE, Bars, examples, silent, verbosity_options
 
 PROMPT = "Once upon a time"
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -39,7 +40,15 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"prepare has no {name}")
 
 
-@click.group(invoke_without_command=True, help="Prepare text and tokenizer for a preset: once; again is a no-op.")
+@click.group(
+    invoke_without_command=True,
+    help="Prepare text and tokenizer for a preset: once; again is a no-op.",
+    epilog=examples(
+        "prepare.py --preset offline",
+        "prepare.py --preset tinystories --vocab 1024 --seq 512",
+        "prepare.py --files 'books/*.txt' --val-files held-out.txt",
+    ),
+)
 @click.option("--preset", "preset_name", default="tinystories", show_default=True, help="Name of a file in presets/.")
 @click.option("--vocab", type=int, help="Tokens in the vocabulary; 256 means pure bytes.  [default: the preset's]")
 @click.option("--seq", type=int, help="Tokens of context. Another task: not comparable.  [default: the preset's]")
@@ -47,6 +56,7 @@ def __getattr__(name: str) -> Any:
 @click.option("--val-files", help="Validation text of your own.  [default: 1 in 20 documents of --files, by hash]")
 @click.option("--fit/--no-fit", default=None, help="Measure anew what fits this machine, or take the preset's tier.  "
               "[default: measured once, about a minute]")  # fmt: skip
+@verbosity_options("Only what was prepared, and errors.", "Also every setting that training starts from.")
 @click.pass_context
 def command(
     context: click.Context,
@@ -56,20 +66,29 @@ def command(
     files: str | None,
     val_files: str | None,
     fit: bool | None,
+    verbosity: int,
 ) -> None:
     if context.invoked_subcommand is None:
-        prepare(preset_name, vocab, seq, files, val_files, fit)
+        prepare(preset_name, vocab, seq, files, val_files, fit, verbosity)
+    elif given := [name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"]:
+        names = ", ".join(given)
+        raise click.UsageError(f"{names}: options of prepare itself, which {context.invoked_subcommand} does not take")
 
 
 def prepare(
-    preset_name: str, vocab: int | None, seq: int | None, files: str | None, val_files: str | None, fit: bool | None
+    preset_name: str,
+    vocab: int | None,
+    seq: int | None,
+    files: str | None,
+    val_files: str | None,
+    fit: bool | None,
+    verbosity: int,
 ) -> None:
     """Prepare, say what there is, and make it what train.py trains on, fitted to this machine. Raises UserError."""
     from lab import machine, preset, shards
     from lab.corpus import open_corpus
     from lab.files import write_atomic
     from lab.fit import fitted
-    from lab.show import Bars
 
     if val_files and not files:
         raise UserError("--val-files (VAL_FILES=) needs --files (FILES=)")
@@ -79,7 +98,7 @@ def prepare(
         own = replace(chosen.data, source="files", train_files=_expand(files), val_files=_expand(val_files))
         chosen = replace(chosen, data=own)
     preset.validate(chosen, f"preset {preset_name} as asked for")
-    with Bars() as progress:
+    with Bars(quiet=verbosity == QUIET) as progress:
         corpus = open_corpus(chosen.data, progress)
         prepared, rebuilt = shards.prepare(chosen, corpus, progress)
     totals, val = prepared.manifest["totals"], prepared.manifest["val"]
@@ -91,10 +110,12 @@ def prepare(
         f"scored: {val['documents']:,} documents, {val['bytes']:,} bytes\n{prepared.folder}",
         flush=True,
     )
-    chosen, found = fitted(chosen, prepared.folder, fit, print)
+    chosen, found = fitted(chosen, prepared.folder, fit, print if verbosity > QUIET else silent)
     current_path().parent.mkdir(parents=True, exist_ok=True)
     record = {"preset": preset.to_dict(chosen), "tier": tier, "fit": found, "prepared": str(prepared.folder)}
     write_atomic(current_path(), json.dumps(record, indent=1))
+    if verbosity == VERBOSE:
+        print("\n".join(f"{name} = {value!r}" for name, value in chosen.settings().items()))
 
 
 def _expand(pattern: str | None) -> tuple[str, ...]:
@@ -107,7 +128,11 @@ def _expand(pattern: str | None) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-@command.command("score", help="Score the checkpoint of a run again: val_bpb, or why it may not have one.")
+@command.command(
+    "score",
+    help="Score the checkpoint of a run again: val_bpb in bits per byte, or why it may not have one.",
+    epilog=examples("prepare.py score runs/latest"),
+)
 @click.argument("run_dir", type=FOLDER)
 @click.option("--sandbox", type=click.Choice(["auto", *KINDS]), default="auto", show_default=True, help="Of the model.")
 @click.option("--batches", type=click.IntRange(min=1), help="Only see whether this many batches would work.")
@@ -124,7 +149,16 @@ def score_command(run_dir: Path, sandbox: str, batches: int | None) -> None:
     print(f"{score['scored_bytes']:,} bytes scored in {score['scoring_seconds']} s, task {score['task']}")
 
 
-@command.command("sample", help="Write text with the checkpoint of a run, or with those of two, side by side.")
+@command.command(
+    "sample",
+    help="Write text with the checkpoint of a run, or with those of two, side by side.  [default: the last one]",
+    epilog=examples(
+        "prepare.py sample --prompt 'The dog' --count 3",
+        "prepare.py sample --tag nov22 runs/latest",
+        "prepare.py sample --chat",
+        "prepare.py sample runs/latest --export folder",
+    ),
+)
 @click.argument("run_dirs", metavar="[RUN_DIR] [RUN_DIR]", nargs=-1, type=FOLDER)
 @click.option("--tag", help="The best model that this night kept, before the runs that are named.")
 @click.option("--prompt", help=f"What the text starts with.  [default: {PROMPT}; in a chat what you type]")
@@ -197,7 +231,9 @@ def export_run(run: Path, folder: Path) -> None:
 
 
 @command.command(
-    "doctor", help="Look at machine, data, sandbox, hub and models. Exit status 1 if something must be mended."
+    "doctor",
+    help="Look at machine, data, sandbox, hub and models. Exit status 1 if something must be mended.",
+    epilog=examples("prepare.py doctor", "prepare.py doctor --json"),
 )
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def doctor_command(as_json: bool) -> None:
@@ -214,7 +250,11 @@ def doctor_command(as_json: bool) -> None:
         sys.exit(1)
 
 
-@command.command("clean", help="List prepared data and downloads, or runs, with their sizes; remove what is named.")
+@command.command(
+    "clean",
+    help="List prepared data and downloads, or runs, with their sizes in MB; remove what is named.",
+    epilog=examples("prepare.py clean", "prepare.py clean prepared/NAME", "prepare.py clean --runs --all"),
+)
 @click.argument("names", nargs=-1)
 @click.option("--all", "--yes", "everything", is_flag=True, help="Remove all that is not kept, downloads excepted.")
 @click.option(

@@ -8,6 +8,8 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 SET_PARENT_DEATH_SIGNAL = 1  # linux/prctl.h
 SPARE_PROCESSES = 512  # how many processes and threads the child may add to the machine's
@@ -39,6 +41,16 @@ def die_with_parent(parent: int) -> None:
         ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, int(signal.SIGKILL), 0, 0, 0)
         if os.getppid() != parent:
             os._exit(1)
+
+
+@contextmanager
+def interrupts_left_to_child() -> Iterator[None]:
+    """For the time of the block the keyboard's interrupt is for the child alone, as it is while a shell waits."""
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def execute(command: list[str]) -> None:

@@ -1,7 +1,7 @@
 """The night on a terminal: a panel below the log that says what it is at, what it has found, and how long it takes.
 
 It reads the night's state about once a second and changes nothing. What is printed while it stands appears above it,
-so the log stays in the terminal's own history; at the end the panel is taken away. `dashboard` is the only entry.
+so the log stays in the terminal's own history; at the end the panel is taken away and the summary is what remains.
 """
 
 import sys
@@ -88,8 +88,7 @@ class View:
         state = self.night.journal.state
         if not (best := state.incumbent):
             return "none yet: the baseline is being measured"
-        runs = f"{len(best.values)} run{'s' * (len(best.values) > 1)}"
-        told = f"{best.mean:.6f} ± {state.noise.sigma:.4f} (experiment {best.id}, {runs})"
+        told = f"{best.mean:.6f} ± {state.noise.sigma:.4f} (experiment {best.id}, {runs(best)})"
         return f"{told}, baseline {state.baseline.mean:.6f}" if best is not state.baseline else told
 
     def now(self) -> Text:
@@ -121,3 +120,23 @@ def verdict(e: Experiment) -> Text:
     line = head.append(one_line(e.hypothesis))
     line.no_wrap, line.overflow = True, "ellipsis"
     return line
+
+
+def runs(e: Experiment) -> str:
+    return f"{len(e.values)} run{'s' * (len(e.values) > 1)}"
+
+
+def summary(night: Any) -> str:
+    """A few lines: how many experiments, what was kept, baseline and incumbent."""
+    state = night.journal.state
+    if not state.incumbent:
+        return f"{night.folder.name}: no experiment is finished yet"
+    best, counts = state.incumbent, state.counts()
+    lines = [
+        f"{night.folder.name}: {len(state.tried_out)} experiments: {counts['keep']} kept, {counts['discard']} "
+        f"discarded, {counts['crash']} crashed, {state.refused} refused before training",
+        f"baseline  {state.baseline.mean:.6f}",
+        f"incumbent {best.mean:.6f} (experiment {best.id}, {runs(best)}; noise {state.noise.sigma:.4f})",
+    ]
+    lines += [f"  kept {e.id}: {e.hypothesis} ({e.delta:+.6f})" for e in state.tried_out if e.status == "keep"]
+    return "\n".join(lines)

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from lab.agents import Agent, NoProposal
+from lab.child import interrupts_left_to_child
 from lab.errors import UserError
 from lab.files import write_atomic
 from lab.run import ROOT, current_path
+from lab.show import NORMAL, QUIET
 
 Say = Callable[[str], None]
 
 
-def night_settings(folder: Path, preset: str | None, minutes: float | None) -> dict[str, Any]:
+def night_settings(folder: Path, preset: str | None, minutes: float | None, verbosity: int = NORMAL) -> dict[str, Any]:
     """The task of a night, fixed when it begins: a resumed night may not change it."""
     path = folder / "settings.json"
     if path.is_file():
@@ -30,8 +32,13 @@ def night_settings(folder: Path, preset: str | None, minutes: float | None) -> d
             )
         return settings
     if preset:
-        rehearsal = ["--no-fit"] if minutes else []  # what fits is measured for the preset's own budget
-        subprocess.run([sys.executable, str(ROOT / "prepare.py"), *rehearsal, "--preset", preset], check=True, cwd=ROOT)
+        quiet = verbosity == QUIET
+        flags = ["--quiet"] * quiet + ["--no-fit"] * bool(minutes)  # what fits is measured for the preset's own budget
+        prepare = [sys.executable, str(ROOT / "prepare.py"), *flags, "--preset", preset]
+        with interrupts_left_to_child():
+            status = subprocess.run(prepare, cwd=ROOT, stdout=subprocess.DEVNULL if quiet else None).returncode
+        if status:
+            sys.exit(status)  # it has said why
     if not current_path().is_file():
         raise UserError("nothing is prepared yet; add --preset offline, or run `make prepare` first")
     settings = json.loads(current_path().read_text())

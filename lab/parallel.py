@@ -17,7 +17,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from lab.child import die_with_parent
+from lab.child import die_with_parent, interrupts_left_to_child
+from lab.errors import INTERRUPTED
 
 POLL_SECONDS = 0.05
 GRACE_SECONDS = 0.5
@@ -83,7 +84,7 @@ def launch(processes: int) -> int:
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     share = len(cores) // processes
     ranks: list[subprocess.Popen] = []
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as hosts:
+    with interrupts_left_to_child(), tempfile.NamedTemporaryFile("w", suffix=".json") as hosts:
         json.dump([[f"127.0.0.1:{port}"] for port in _free_ports(processes)], hosts)
         hosts.flush()
         try:
@@ -117,7 +118,7 @@ def _watch(ranks: list[subprocess.Popen]) -> int:
     failed = {number: status for number, status in statuses.items() if status != 0}
     killed = {number: status for number, status in failed.items() if status is not None and status < 0}
     for number, status in (killed or failed).items():
-        if number or killed:  # rank 0 has said itself why it failed
+        if status != INTERRUPTED and (number or killed):  # rank 0 has said itself why it failed
             print(f"error: process {number} of {len(ranks)}: {_told(status)}; the run is over", file=sys.stderr)
     return max((128 - status if status and status < 0 else status or 1 for status in failed.values()), default=0)
 

@@ -3,7 +3,7 @@
 `execute(experiment)` is what `python train.py` calls: it reads the flags, opens the prepared data, creates the run
 directory with the settings and the source, calls `experiment(run)`, which trains and returns the model, then writes
 the checkpoint and the training's record, and only then has the scorer look at it in a process of its own. Exit
-status: 0 with a val_bpb, 1 for a diverged, crashed or rejected run, 2 for a mistake in the call.
+status: 0 with a val_bpb, 1 for a diverged, crashed or rejected run, 2 for a mistake in the call, 130 for Ctrl-C.
 """
 
 import hashlib
@@ -28,12 +28,12 @@ import numpy as np
 from lab import machine, parallel
 from lab.batches import Batches
 from lab.clock import Clock
-from lab.errors import UserError
+from lab.errors import INTERRUPTED, UserError
 from lab.files import cache_root, write_atomic
 from lab.fit import most_rows
 from lab.preset import from_dict, load, to_dict
 from lab.shards import open_prepared
-from lab.show import NORMAL, QUIET, VERBOSE, Reading, Training, verbosity_options, working
+from lab.show import NORMAL, QUIET, VERBOSE, Reading, Training, examples, verbosity_options, working
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_PRESET = "tinystories"
@@ -225,12 +225,13 @@ def execute(experiment: Callable[[Run], Any], source: str) -> None:
     started = time.perf_counter()
 
     @click.command(
-        help="Train for the preset's five minutes on what was prepared last, then score. Edit the file, not flags."
+        help="Train for the preset's five minutes on what was prepared last, then score. Edit the file, not flags.",
+        epilog=examples("train.py", "train.py --minutes 0.2", "train.py --steps 10 --seed 1 --run-dir runs/smoke"),
     )
     @click.option(
         "--minutes",
         type=click.FloatRange(min=0, min_open=True),
-        help="Budget instead of the preset's. Another task: not comparable.",
+        help="Of training, instead of the preset's. Another task: not comparable.",
     )
     @click.option(
         "--steps", type=click.IntRange(min=1), help="Exactly this many steps instead. Another task: not comparable."
@@ -274,8 +275,9 @@ def guarded(command: click.Command) -> None:
         error.show()
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
-        print("stopped", file=sys.stderr)  # click has ended the line
-        sys.exit(130)
+        if parallel.rank() == 0:
+            print("stopped", file=sys.stderr)  # click has ended the line
+        sys.exit(INTERRUPTED)
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
@@ -323,7 +325,7 @@ def _score(run: Run, started: float) -> None:
     result = json.loads((directory / "result.json").read_text())
     result["total_seconds"] = time.perf_counter() - started
     write_atomic(directory / "result.json", json.dumps(result, indent=1))
-    if (predicted := run.predicted_bpb()) is not None:
+    if run.verbosity > QUIET and (predicted := run.predicted_bpb()) is not None:
         print(f"predicted {predicted:.3f} by the scaling rule, measured {result['val_bpb']:.3f}")
     print(summary(result))
 

@@ -34,6 +34,11 @@ def verbosity_options(quiet: str, verbose: str) -> Callable[[Callable], Callable
     return add
 
 
+def examples(*lines: str) -> str:
+    """The end of a command's help."""
+    return "\n".join(["\b", "Examples:", *(f"  python {line}" for line in lines)])
+
+
 def silent(line: str) -> None:
     """What takes the place of a `say` that nobody wants to hear."""
 

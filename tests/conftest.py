@@ -29,7 +29,8 @@ def environment(cache: Path, **more: str) -> dict[str, str]:
 def run_script(cache: Path, *arguments: object, timeout: float = 100, **more: str) -> subprocess.CompletedProcess:
     """`python SCRIPT ARGUMENTS...` from the checkout, as a user would type it there; fitting only if asked."""
     script, *flags = map(str, arguments)
-    flags = flags if script != "prepare.py" or "--fit" in flags else ["--no-fit", *flags]
+    if script == "prepare.py" and "--fit" not in flags and not {"score", "sample", "doctor", "clean"} & set(flags):
+        flags = ["--no-fit", *flags]
     return subprocess.run(
         [sys.executable, script, *flags],
         cwd=ROOT, env=environment(cache, **more), capture_output=True, text=True, timeout=timeout,

@@ -227,6 +227,16 @@ def test_make_train_alone_trains_on_what_was_prepared_last():
 
 
 @needs_make
+@pytest.mark.parametrize(("variable", "flag"), [("Q=1", "--quiet"), ("V=1", "--verbose")])
+def test_make_passes_on_how_much_is_printed(variable, flag):
+    assert made("train", "PRESET=offline", variable) == [
+        ["prepare.py", "--preset", "offline", flag],
+        ["train.py", flag],
+    ]
+    assert made("agent", variable)[-1] == ["agent_loop.py", "run", flag]
+
+
+@needs_make
 def test_make_score_passes_the_run_on():
     assert made("score") == [["prepare.py", "score", "runs/latest"]]
     assert made("score", "RUN=runs/my run") == [["prepare.py", "score", "runs/my run"]]
