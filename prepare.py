@@ -237,15 +237,17 @@ def export_run(run: Path, folder: Path) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def doctor_command(as_json: bool) -> None:
-    from lab.doctor import examine, tell
+    from rich.console import Console
 
-    findings = []
-    for finding in examine():
+    from lab import doctor
+
+    console, findings = Console(), []
+    for finding in doctor.examine():
         findings.append(finding)
         if not as_json:
-            print(tell([finding], False), flush=True)
+            console.print(doctor.as_text(finding), soft_wrap=True)
     if as_json:
-        print(tell(findings, True))
+        print(doctor.as_json(findings))
     if any(finding.level == "failure" for finding in findings):
         sys.exit(1)
 

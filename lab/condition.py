@@ -100,12 +100,12 @@ def _macos_condition(output: Callable[..., str]) -> dict[str, str | int | float 
 
 def _linux_condition(root: Path) -> dict[str, str | int | float | None]:
     """From /proc and /sys below `root`. Heat shows in the speed only."""
-    memory = dict(re.findall(r"(\w+):\s+(\d+)", _content(root / "proc/meminfo")))
+    memory = dict(re.findall(r"(\w+):\s+(\d+)", content(root / "proc/meminfo")))
     swap = (int(memory["SwapTotal"]) - int(memory["SwapFree"])) / 1024 if "SwapFree" in memory else None
     # Share of ten seconds in which every process waited for memory.
-    full = re.search(r"full avg10=([\d.]+)", _content(root / "proc/pressure/memory"))
+    full = re.search(r"full avg10=([\d.]+)", content(root / "proc/pressure/memory"))
     supplies = [p.parent for p in root.glob("sys/class/power_supply/*/online")]
-    mains = [_content(p / "online").strip() for p in supplies if _content(p / "type").strip() == "Mains"]
+    mains = [content(p / "online").strip() for p in supplies if content(p / "type").strip() == "Mains"]
     return {
         "swap_mb": swap,
         "memory_pressure": None if full is None else 4 if float(full[1]) > 20 else 2 if float(full[1]) > 5 else 1,
@@ -113,7 +113,7 @@ def _linux_condition(root: Path) -> dict[str, str | int | float | None]:
     }
 
 
-def _content(path: Path) -> str:
+def content(path: Path) -> str:
     """Text of a file of the kernel's; "" where there is none or it cannot be read."""
     try:
         return path.read_text()

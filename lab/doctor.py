@@ -6,21 +6,27 @@ Each check returns its findings; none changes anything. A check that cannot be m
 import json
 import os
 import platform
+import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from lab import machine
-from lab.condition import condition, unfit
+from rich.text import Text
+
+from lab import housekeeping, machine, preset
+from lab.condition import condition, content, unfit
 from lab.errors import UserError
 from lab.files import cache_root
 
 ROOT = Path(__file__).resolve().parent.parent
 LOW_DISK_GB, NO_DISK_GB = 5.0, 1.0  # a night of 100 experiments leaves about a gigabyte of checkpoints
-HUB_SECONDS = 5.0
+HUB_SECONDS = 2.0
+STYLES = {"ok": "green", "warning": "yellow", "failure": "bold red"}
 
 
 @dataclass(frozen=True)
@@ -32,17 +38,30 @@ class Finding:
 
 
 def examine() -> Iterator[Finding]:
-    """Every finding, in the order in which a night needs them."""
-    for check in (_machine, _mlx, _condition, _disk, _prepared, _sandbox, _git, _hub, _ollama):
-        try:
-            yield from check()
-        except Exception as error:  # whatever is broken here is what is looked for
-            told = f"could not be looked at: {type(error).__name__}: {error}"
-            yield Finding("failure", check.__name__.strip("_"), told, "make clean setup")
+    """Every finding, in the order in which a night needs them. Who is asked over a network is asked meanwhile."""
+    checks = (_machine, _mlx, _tier, _condition, _power, _disk, _cache, _prepared, _sandbox, _git, _hub, _ollama)
+    with ThreadPoolExecutor() as pool:
+        asked = {check: pool.submit(_findings, check) for check in (_hub, _ollama)}
+        for check in checks:
+            yield from asked[check].result() if check in asked else _findings(check)
+
+
+def _findings(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    try:
+        return list(check())
+    except Exception as error:  # whatever is broken here is what is looked for
+        told = f"could not be looked at: {type(error).__name__}: {error}"
+        return [Finding("failure", check.__name__.strip("_"), told, "make clean setup")]
+
+
+@cache
+def _facts() -> dict[str, Any]:
+    """Asking a Mac takes a second."""
+    return machine.describe()
 
 
 def _machine() -> Iterator[Finding]:
-    facts = machine.describe()
+    facts = _facts()
     gpu = f", {facts['gpu_cores']} GPU cores" if facts["gpu_cores"] else ", no Apple GPU"
     told = f"{facts['chip']}, {facts['cpu_cores']} cores{gpu}, {facts['memory_gb']:.0f} GB, {facts['os']}"
     yield Finding("ok", "machine", f"{told}, Python {platform.python_version()}")
@@ -51,15 +70,33 @@ def _machine() -> Iterator[Finding]:
 def _mlx() -> Iterator[Finding]:
     from lab.backend import BLAS, mx
 
-    version = mx.__version__
-    peak = machine.matmul_peak("float32") / 1e9
-    told = f"MLX {version} on {'Metal' if mx.metal.is_available() else 'the CPU'}, {BLAS}, {peak:,.0f} GFLOP/s float32"
-    if machine.describe()["backend"] == "metal" and not mx.metal.is_available():
+    peak = machine.matmul_peak("float32", repeats=5) / 1e9
+    device = f"Metal ({mx.device_info()['architecture']})" if mx.metal.is_available() else "the CPU"
+    told = f"MLX {mx.__version__} on {device}, {BLAS}, {peak:,.0f} GFLOP/s float32"
+    if _facts()["backend"] == "metal" and not mx.metal.is_available():
         yield Finding("failure", "mlx", f"{told}: this Mac has a GPU that MLX does not see", "make clean setup")
     elif "slow" in BLAS:
         yield Finding("warning", "mlx", told, "run on a Mac or on x86-64: there is no fast BLAS package for this one")
     else:
         yield Finding("ok", "mlx", told)
+
+
+def _tier() -> Iterator[Finding]:
+    from lab.run import DEFAULT_PRESET, recorded
+
+    record = recorded() or {"preset": {"name": DEFAULT_PRESET}, "tier": None}
+    chosen, facts = preset.load(record["preset"]["name"]), _facts()
+    here = preset.Hardware(facts["backend"], facts["memory_gb"], facts["gpu_cores"])
+    tier = next((tier for tier in chosen.hardware if tier.matches(here)), None)
+    words = str(tier) if tier else ""
+    seen = f"{here.backend}, {here.memory_gb:.0f} GB, {here.gpu_cores} GPU cores"
+    sets = ", ".join(f"{key} {value}" for key, value in tier.set.items()) if tier else "the preset as written"
+    told = f"{chosen.name}, {words or 'none'}: {'the first that fits' if tier else 'no tier fits'} {seen}; {sets}"
+    if record["tier"] in (None, words):
+        yield Finding("ok", "tier", told)
+    else:
+        told = f"{told}; what is prepared is for another machine: {record['tier'] or 'no tier'}"
+        yield Finding("warning", "tier", told, f"make prepare PRESET={chosen.name}")
 
 
 def _condition() -> Iterator[Finding]:
@@ -72,12 +109,44 @@ def _condition() -> Iterator[Finding]:
         yield Finding("warning", "condition", f"{told}: other programs are busy", "close them before a night")
     else:
         yield Finding("ok", "condition", told)
-    if now.power == "battery":
-        yield Finding("warning", "power", "on battery: a night needs the charger", "plug it in")
-    elif now.power:
-        yield Finding("ok", "power", "on AC power")
-    if sys.platform == "darwin":  # not run on a Mac
+
+
+@dataclass(frozen=True)
+class Supply:
+    on_battery: bool
+    battery: str = ""  # its charge and what it does, "" for none
+
+
+def _power() -> Iterator[Finding]:
+    mac = sys.platform == "darwin"  # not run on a Mac
+    supply = macos_supply(machine.output("pmset", "-g", "batt")) if mac else linux_supply(Path("/"))
+    told = f"on {'battery' if supply.on_battery else 'AC'} power, {supply.battery or 'no battery'}"
+    if supply.on_battery:
+        yield Finding("warning", "power", f"{told}: a night needs the charger", "plug it in")
+    else:
+        yield Finding("ok", "power", told)
+    if mac:
         yield from power_settings(machine.output("pmset", "-g", "custom"))
+    elif supply.battery:
+        told = "this laptop may sleep when it is idle or closed, and a night does not keep it awake"
+        yield Finding("warning", "sleep", told, "systemd-inhibit --what=idle:sleep:handle-lid-switch make agent")
+
+
+def macos_supply(told: str) -> Supply:
+    """What `pmset -g batt` prints. Not run on a Mac."""
+    battery = re.search(r"InternalBattery.*?(\d+)%; ([a-zA-Z ]+?)(?:;| present)", told)
+    return Supply("'Battery Power'" in told, f"battery {battery[1]} % {battery[2]}" if battery else "")
+
+
+def linux_supply(root: Path) -> Supply:
+    """From /sys below `root`: the batteries of the machine itself, not those of its mice."""
+    found = {}
+    for folder in sorted(root.glob("sys/class/power_supply/*")):
+        kind, scope, charge, does = (content(folder / n).strip() for n in ("type", "scope", "capacity", "status"))
+        if kind == "Battery" and scope != "Device":
+            found[folder.name] = (charge, does.lower())
+    told = ", ".join(f"battery {charge} % {does}" for charge, does in found.values())
+    return Supply(any(does == "discharging" for _, does in found.values()), told)
 
 
 def power_settings(told: str) -> Iterator[Finding]:
@@ -88,7 +157,9 @@ def power_settings(told: str) -> Iterator[Finding]:
         yield Finding(
             "warning", "low power mode", "on, also on the charger: runs are slower", "sudo pmset -c lowpowermode 0"
         )
-    yield Finding("ok", "sleep", "caffeinate keeps it awake while a night runs; an open lid or a display is needed")
+    idle = int(values.get("sleep", "0"))
+    sleeps = f"after {idle} min idle, but not while a night runs (caffeinate)" if idle else "never when idle"
+    yield Finding("ok", "sleep", f"on the charger {sleeps}; an open lid or a display is needed")
 
 
 def _disk() -> Iterator[Finding]:
@@ -101,26 +172,32 @@ def _disk() -> Iterator[Finding]:
     yield Finding(level, "disk", f"{free:.0f} GB free", "" if level == "ok" else mend)
 
 
+def _cache() -> Iterator[Finding]:
+    sizes: dict[str, list[int]] = {}
+    for entry in housekeeping.listing():
+        sizes.setdefault(entry.name.partition("/")[0], []).append(entry.bytes)
+    parts = [f"{part} {len(each)} in {sum(each) / 1e6:,.0f} MB" for part, each in sizes.items()]
+    yield Finding("ok", "cache", f"{', '.join(parts) or 'empty'}; {cache_root()}")
+    runs = housekeeping.runs()
+    spare = sum(run.bytes for run in runs if not run.kept) / 1e6
+    told = f"{len(runs)} with a checkpoint, {sum(run.bytes for run in runs) / 1e6:,.0f} MB"
+    yield Finding("ok", "runs", told + (f"; `make clean-runs ALL=1` would free {spare:,.0f} MB" if spare else ""))
+
+
 def _prepared() -> Iterator[Finding]:
     from lab.run import recorded
 
-    folders = sorted((cache_root() / "prepared").glob("*/manifest.json"))
-    size = sum(f.stat().st_size for folder in folders for f in folder.parent.iterdir() if f.is_file()) / 1e6
     current = recorded()
     if not current:
         yield Finding("warning", "data", "nothing is prepared yet", "make prepare PRESET=offline")
         return
+    chosen = preset.from_dict(current["preset"])
     if not (Path(current["prepared"]) / "manifest.json").is_file():
-        yield Finding(
-            "failure", "data", f"{current['prepared']} is gone", f"make prepare PRESET={current['preset']['name']}"
-        )
+        yield Finding("failure", "data", f"{current['prepared']} is gone", f"make prepare PRESET={chosen.name}")
         return
-    preset, tier = current["preset"], current["tier"] or "no tier"
-    told = (
-        f"{preset['name']}, vocabulary {preset['tokenizer']['vocab_size']}, depth {preset['model']['depth']}, width "
-        f"{preset['model']['width']} ({tier}); {len(folders)} prepared, {size:,.0f} MB in {cache_root()}"
-    )
-    yield Finding("ok", "data", told)
+    fitted = ", fitted to this machine" if current.get("fit") else ""
+    told = f"{chosen.name}, vocabulary {chosen.tokenizer.vocab_size}, context {chosen.task.sequence_length}"
+    yield Finding("ok", "data", f"{told}, depth {chosen.model.depth}, width {chosen.model.width}{fitted}")
 
 
 def _sandbox() -> Iterator[Finding]:
@@ -183,7 +260,7 @@ def _ollama() -> Iterator[Finding]:
         return
     if not models:
         yield Finding("warning", "ollama", "a server without a model", "ollama pull qwen2.5-coder:1.5b")
-    room = machine.describe()["memory_gb"] * MEMORY_SHARE
+    room = _facts()["memory_gb"] * MEMORY_SHARE
     for model in models:
         size = model.bytes / 2**30
         fits = size <= room or not server.local
@@ -191,12 +268,11 @@ def _ollama() -> Iterator[Finding]:
         yield Finding("ok" if fits else "warning", "ollama", told, "" if fits else "ollama pull qwen2.5-coder:1.5b")
 
 
-def tell(findings: list[Finding], as_json: bool) -> str:
-    """The findings as lines for a person, or as JSON."""
-    if as_json:
-        return json.dumps([vars(finding) for finding in findings], indent=1)
-    lines = []
-    for finding in findings:
-        lines.append(f"{finding.level:8} {finding.about:14} {finding.told}")
-        lines += [f"{'':23} -> {finding.mend}"] if finding.mend else []
-    return "\n".join(lines)
+def as_json(findings: list[Finding]) -> str:
+    return json.dumps([vars(finding) for finding in findings], indent=1)
+
+
+def as_text(finding: Finding) -> Text:
+    """One line, and a second one with what mends it."""
+    text = Text.assemble((f"{finding.level:8}", STYLES[finding.level]), f" {finding.about:14} {finding.told}")
+    return text.append(f"\n{'':23} -> {finding.mend}" if finding.mend else "")

@@ -19,9 +19,11 @@ MATMUL_SIZE = 1024  # n of the n x n products that measure the peak; large enoug
 
 def describe() -> dict[str, str | int | float]:
     """Chip name, operating system, memory (GB), CPU and GPU cores, backend. Takes well under a second."""
-    facts = _macos_facts(output) if platform.system() == "Darwin" else _linux_facts()
+    mac = platform.system() == "Darwin"
+    facts = _macos_facts(output) if mac else _linux_facts()
     backend = "metal" if facts["gpu_cores"] else "cpu"
-    return facts | {"os": f"{platform.system()} {platform.release()}", "backend": backend}
+    system = f"macOS {platform.mac_ver()[0]}" if mac else f"{platform.system()} {platform.release()}"
+    return facts | {"os": system, "backend": backend}
 
 
 def hardware() -> Hardware:

@@ -1,12 +1,15 @@
 """doctor and clean, as commands on this machine, and what they make of other machines' words."""
 
+import io
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT, environment
 from ollama_server import CODER, OllamaServer
+from rich.console import Console
 
 from lab import doctor, housekeeping
 from lab.errors import UserError
@@ -21,6 +24,18 @@ AC Power:
 """
 
 
+MACBOOK_CHARGED = """Now drawing from 'AC Power'
+ -InternalBattery-0 (id=22151267)	100%; charged; 0:00 remaining present: true
+"""
+MACBOOK_HELD = """Now drawing from 'AC Power'
+ -InternalBattery-0 (id=22151267)	80%; AC attached; not charging present: true
+"""
+MACBOOK_AWAY = """Now drawing from 'Battery Power'
+ -InternalBattery-0 (id=22151267)	87%; discharging; 5:20 remaining present: true
+"""
+MAC_MINI = "Now drawing from 'AC Power'\n"
+
+
 def ask(cache, *arguments: str, **more: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "prepare.py", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment(cache) | more, capture_output=True, text=True, timeout=120)
@@ -29,7 +44,8 @@ def ask(cache, *arguments: str, **more: str) -> subprocess.CompletedProcess:
 def test_doctor_looks_at_everything_and_says_how_to_mend_it(tmp_path):
     done = ask(tmp_path, "doctor", "--json", OLLAMA_HOST="127.0.0.1:9", HF_HUB_OFFLINE="1")
     findings = {finding["about"]: finding for finding in json.loads(done.stdout)}
-    assert {"machine", "mlx", "condition", "disk", "data", "sandbox", "git", "hub", "ollama"} <= findings.keys()
+    order = ["machine", "mlx", "tier", "condition", "power", "disk", "cache", "runs", "data", "sandbox", "git", "hub"]
+    assert [about for about in findings if about in order] == order
     assert findings["data"]["mend"] == "make prepare PRESET=offline"
     assert findings["ollama"]["level"] == findings["hub"]["level"] == "warning"
     assert all(finding["mend"] for finding in findings.values() if finding["level"] != "ok")
@@ -57,6 +73,78 @@ def test_a_missing_sandbox_is_a_failure(monkeypatch):
 def test_low_power_mode_on_the_charger_is_warned_of():
     assert [f.level for f in doctor.power_settings(PMSET.format(mode=1))] == ["warning", "ok"]
     assert [f.level for f in doctor.power_settings(PMSET.format(mode=0))] == ["ok"]
+
+
+@pytest.mark.parametrize(
+    ("told", "supply"),
+    [
+        (MACBOOK_CHARGED, doctor.Supply(False, "battery 100 % charged")),
+        (MACBOOK_HELD, doctor.Supply(False, "battery 80 % AC attached")),
+        (MACBOOK_AWAY, doctor.Supply(True, "battery 87 % discharging")),
+        (MAC_MINI, doctor.Supply(False)),
+    ],
+)
+def test_the_supply_of_a_mac_in_its_own_words(told, supply):
+    assert doctor.macos_supply(told) == supply
+
+
+@pytest.mark.parametrize(("status", "away"), [("Discharging", True), ("Charging", False), ("Not charging", False)])
+def test_the_supply_of_a_linux_laptop_is_not_its_mouses(tmp_path, status, away):
+    supplies = {
+        "ACAD": {"type": "Mains", "online": str(int(not away))},
+        "BAT0": {"type": "Battery", "capacity": "63", "status": status},
+        "hidpp_battery_0": {"type": "Battery", "scope": "Device", "capacity": "5", "status": "Discharging"},
+    }
+    for name, values in supplies.items():
+        folder = tmp_path / "sys/class/power_supply" / name
+        folder.mkdir(parents=True)
+        for key, value in values.items():
+            (folder / key).write_text(value + "\n")
+    assert doctor.linux_supply(tmp_path) == doctor.Supply(away, f"battery 63 % {status.lower()}")
+
+
+def test_a_machine_without_a_battery_is_on_the_mains(tmp_path):
+    assert doctor.linux_supply(tmp_path) == doctor.Supply(False, "")
+
+
+M1 = {"chip": "Apple M1", "memory_gb": 8.0, "cpu_cores": 8, "gpu_cores": 7, "os": "macOS 15.3.1", "backend": "metal"}
+
+
+def test_the_tier_of_this_machine_is_told_with_its_reason(monkeypatch):
+    monkeypatch.setattr(doctor, "_facts", lambda: M1)
+    [finding] = doctor._tier()  # nothing is prepared: the default preset
+    assert finding.level == "ok"
+    assert finding.told.startswith(
+        "tinystories, backend metal, memory_gb [0, 12]: the first that fits metal, 8 GB, 7 GPU cores; rows "
+    )
+
+
+def test_data_prepared_on_another_machine_is_warned_of(prepared, monkeypatch):
+    assert [finding.level for finding in doctor._tier()] == ["ok"]
+    monkeypatch.setattr(doctor, "_facts", lambda: M1)
+    [finding] = doctor._tier()
+    assert (finding.level, finding.mend) == ("warning", "make prepare PRESET=offline")
+    assert "another machine: backend cpu" in finding.told
+
+
+def test_the_cache_is_told_by_its_parts(prepared):
+    (prepared.parent.parent / "text" / "0123").mkdir(parents=True)
+    (prepared.parent.parent / "text" / "0123" / "a.parquet").write_bytes(b"0" * 3_000_000)
+    told = {finding.about: finding.told for finding in doctor._cache()}
+    assert re.match(r"text 1 in 3 MB, prepared 1 in \d+ MB; /", told["cache"])
+    assert "with a checkpoint" in told["runs"]
+
+
+@pytest.mark.parametrize(("variables", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_levels_are_coloured_on_a_terminal_unless_asked_not_to(variables, coloured):
+    finding = doctor.Finding("warning", "disk", "4 GB free", "make clean-cache")
+    with io.StringIO() as shown:
+        environ = {"TERM": "xterm-256color"} | variables
+        console = Console(file=shown, force_terminal=True, width=20, _environ=environ)
+        console.print(doctor.as_text(finding), soft_wrap=True)
+        assert ("\x1b[33mwarning" in shown.getvalue()) == coloured
+        plain = re.sub(r"\x1b\[[\d;]*m", "", shown.getvalue())
+    assert plain == "warning  disk           4 GB free\n                        -> make clean-cache\n"
 
 
 def test_what_cannot_be_looked_at_is_a_finding_and_no_traceback(monkeypatch):

@@ -78,7 +78,7 @@ M4_MAX = Mac("Apple M4 Max\n137438953472\n16\n", displays("Apple M4 Max", "40"))
 
 def as_on_a_mac(monkeypatch, mac: Mac, processor: str = "arm64") -> None:
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
-    monkeypatch.setattr(platform, "release", lambda: "24.3.0")
+    monkeypatch.setattr(platform, "mac_ver", lambda: ("15.3.1", ("", "", ""), processor))
     monkeypatch.setattr(platform, "machine", lambda: processor)
     monkeypatch.setattr(machine, "output", mac)
 
@@ -92,7 +92,7 @@ def test_an_apple_chip_is_read_from_the_systems_own_words(monkeypatch, mac, chip
     as_on_a_mac(monkeypatch, mac)
     assert machine.describe() == {
         "chip": chip, "memory_gb": memory, "cpu_cores": cpu, "gpu_cores": gpu,
-        "os": "Darwin 24.3.0", "backend": "metal",
+        "os": "macOS 15.3.1", "backend": "metal",
     }  # fmt: skip
     assert machine.hardware() == preset.Hardware("metal", memory, gpu)
 
