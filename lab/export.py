@@ -6,6 +6,7 @@ reads the weights. The folder needs neither this project nor the prepared data. 
 
 import ast
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -71,7 +72,7 @@ for _ in range(100):
 print(tokenizer.decode(ids))
 ```
 
-- `model.safetensors`: float32 weights under the names of `train.py`'s modules.
+- `model.safetensors`: the weights ({dtypes}) under the names of `train.py`'s modules.
 - `tokenizer.json`: byte-level BPE{merges}, for `tokenizers` and `transformers.AutoTokenizer`.
   `{token}` starts every text and ends it; other tools also read it as the special token where it stands in a text.
 - `config.json`: `settings` is what `train.py` reads, `constants` its own, learning rates included.
@@ -163,14 +164,22 @@ def for_others(tokenizer: Tokenizer) -> str:
     return inner.to_str(pretty=True)
 
 
+def header(weights: Path) -> list[dict[str, Any]]:
+    """Shape and dtype of every tensor of a safetensors file."""
+    with open(weights, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        return [tensor for name, tensor in json.loads(file.read(size)).items() if name != "__metadata__"]
+
+
 def readme(name: str, config: dict[str, Any], weights: Path, tokenizer: Tokenizer) -> str:
-    known = config["val_bpb"] is not None
+    known, tensors = config["val_bpb"] is not None, header(weights)
     return README.format(
         name=name,
         score=f"val_bpb {config['val_bpb']:.6f} bits per byte, task `{config['task']}`.\n"
         if known
         else "Not scored.\n",
-        parameters=f"{weights.stat().st_size / 4e6:.2f}M parameters",
+        parameters=f"{sum(math.prod(tensor['shape']) for tensor in tensors) / 1e6:.2f}M parameters",
+        dtypes=", ".join(sorted({tensor["dtype"] for tensor in tensors})),
         context=config["max_position_embeddings"],
         vocabulary=f"{tokenizer.vocab_size:,}",
         bos=tokenizer.bos,

@@ -181,6 +181,7 @@ def test_an_export_tells_what_it_is(checkout, exported):
     assert (config["vocab_size"], config["max_position_embeddings"]) == (257, CONTEXT)
     assert config["constants"]["DEPTH"] == config["settings"]["depth"] == 2
     assert str(round(result["val_bpb"], 6)) in (exported / "README.md").read_text()
+    assert f"{result['num_params'] / 1e6:.2f}M parameters" in (exported / "README.md").read_text()
     assert "its tokens are the 256 bytes" in (exported / "README.md").read_text()
     assert (exported / "train.py").read_text() == (checkout.folder / "runs/a/train.py").read_text()
 
