@@ -24,6 +24,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from lab import machine
 from lab.files import cache_root, write_atomic
 from lab.preset import Preset, to_dict
@@ -34,9 +36,9 @@ STEPS = 12  # of a candidate; the first two are not counted
 SECONDS = 240.0  # after which a candidate is given up: on Metal the first step compiles
 FASTER = 1.05  # a batch must be faster by this factor to replace the one before it
 BETTER = 0.005  # relative: a size must be predicted to be this much better than the tier's
-DEPTHS = (2, 3, 4, 5, 6, 8, 10, 12)
+DEPTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12)
 WIDTHS = (0.5, 2.0)  # of the tier's, the narrowest and the widest that are considered
-TRIED = 3  # sizes that are measured, the most promising ones
+TRIED = 2  # sizes that are measured besides, the most promising ones
 
 # bpb = FLOOR + A / N^ALPHA + B / D^BETA, with N parameters of the blocks' matrices and D training tokens: least squares
 # over the 18 runs of docs/scaling.csv (benchmarks/sweep.py), TinyStories, a vocabulary of 2,048, 0.3 to 1.2M tokens.
@@ -67,8 +69,7 @@ class Measured:
     @property
     def bpb(self) -> float:
         """Predicted after the preset's budget."""
-        model, seconds = self.preset.model, self.preset.task.minutes * 60
-        return predicted_bpb(block_parameters(model.depth, model.width), self.tokens_per_second * seconds)
+        return bpb(self.preset, self.tokens_per_second)
 
     def __str__(self) -> str:
         return f"{named(self.preset)}: {self.tokens_per_second:,.0f} tokens/s, {self.peak_memory_mb:,.0f} MB"
@@ -93,7 +94,7 @@ class Fitting:
         """The fastest rows per pass, dtype and processes, one after the other."""
         best = start
         for dtype in dtypes:
-            best = self._faster(best, replace(best.preset, model=replace(best.preset.model, dtype=dtype)))
+            best = self._faster(best, with_model(best.preset, dtype=dtype))
         best = self._rows(best, 0.5)
         best = self._rows(best, 2) if best.preset.batch.rows >= start.preset.batch.rows else best
         for count in processes:
@@ -129,27 +130,46 @@ class Fitting:
         return found
 
     def size(self, start: Measured) -> Measured:
-        """The size with the lowest predicted val_bpb, of the TRIED most promising ones and the start."""
-        by_promise = sorted(self._sizes(start), key=lambda preset: self._guess(start, preset))
-        found = [self.tried(preset) for preset in by_promise[:TRIED] if preset != start.preset]
-        best = min((one for one in found if one), key=lambda one: one.bpb, default=start)
+        """The size with the lowest predicted val_bpb: the start, two that show what layers and width cost, and the
+        TRIED most promising ones by that."""
+        model = start.preset.model
+        shallow = with_model(start.preset, depth=max(1, model.depth // 2))
+        wide = with_model(start.preset, width=model.width + model.head_dim)
+        found = [start] + [one for size in (shallow, wide) if self._fits(start, size) and (one := self.tried(size))]
+        cost = token_seconds(found)
+        for size in sorted(self._sizes(start), key=lambda size: bpb(size, 1 / cost(size)))[:TRIED]:
+            if all(size != one.preset for one in found) and (one := self.tried(size)):
+                found.append(one)
+        best = min(found, key=lambda one: one.bpb)
         return best if best.bpb < (1 - BETTER) * start.bpb else start
 
     def _sizes(self, start: Measured) -> list[Preset]:
-        """Those that stay within the memory if it grows with the operations of a token."""
-        model, step = start.preset.model, start.preset.model.head_dim
-        low, high = (int(bound * model.width) for bound in WIDTHS)
-        shapes = [(d, w) for d in DEPTHS for w in range(max(step, low - low % step), high + 1, step)]
-        sizes = [replace(start.preset, model=replace(model, depth=d, width=w)) for d, w in shapes]
-        room = self.memory_mb / start.peak_memory_mb * operations(start.preset)
-        return [size for size in sizes if operations(size) <= room]
+        step = start.preset.model.head_dim
+        low, high = (int(bound * start.preset.model.width) for bound in WIDTHS)
+        widths = range(max(step, low - low % step), high + 1, step)
+        sizes = [with_model(start.preset, depth=depth, width=width) for depth in DEPTHS for width in widths]
+        return [size for size in sizes if self._fits(start, size)]
 
-    @staticmethod
-    def _guess(start: Measured, preset: Preset) -> float:
-        """Predicted bpb when the time of a token grows with the operations that it takes."""
-        rate = start.tokens_per_second * operations(start.preset) / operations(preset)
-        parameters = block_parameters(preset.model.depth, preset.model.width)
-        return predicted_bpb(parameters, rate * preset.task.minutes * 60)
+    def _fits(self, start: Measured, size: Preset) -> bool:
+        """Whether it stays within the memory if that grows with the operations of a token."""
+        return operations(size) * start.peak_memory_mb <= self.memory_mb * operations(start.preset)
+
+
+def bpb(preset: Preset, tokens_per_second: float) -> float:
+    """Predicted after the preset's budget at this speed."""
+    parameters = block_parameters(preset.model.depth, preset.model.width)
+    return predicted_bpb(parameters, tokens_per_second * preset.task.minutes * 60)
+
+
+def token_seconds(measured: list[Measured]) -> Callable[[Preset], float]:
+    """Seconds of a token of any size: so many for an operation, so many for a layer whatever its width. Relative least
+    squares; where that makes one of them negative, operations alone."""
+    seconds = np.array([1 / one.tokens_per_second for one in measured])
+    terms = np.array([(operations(one.preset), one.preset.model.depth) for one in measured])
+    each, *_ = np.linalg.lstsq(terms / seconds[:, None], np.ones(len(seconds)), rcond=None)
+    if min(each) < 0 or len(measured) < 2:
+        each = np.array([np.mean(seconds / terms[:, 0]), 0.0])
+    return lambda preset: float(each @ (operations(preset), preset.model.depth))
 
 
 def operations(preset: Preset) -> float:
@@ -157,6 +177,10 @@ def operations(preset: Preset) -> float:
     model, context = preset.model, preset.task.sequence_length
     products = block_parameters(model.depth, model.width) + preset.tokenizer.vocab_size * model.width
     return 6 * products + 12 * model.width * context * model.depth
+
+
+def with_model(preset: Preset, **changes: Any) -> Preset:
+    return replace(preset, model=replace(preset.model, **changes))
 
 
 def _with_batch(preset: Preset, **changes: int) -> Preset:

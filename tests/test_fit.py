@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lab import fit
-from lab.fit import Fitting, Measured, operations, possible, predicted_bpb
+from lab.fit import Fitting, Measured, operations, possible, predicted_bpb, token_seconds, with_model
 from lab.preset import from_dict, load, to_dict
 
 PRESET = load("tinystories")
@@ -64,6 +64,16 @@ def test_a_faster_machine_gets_a_larger_model():
         return fit.block_parameters(best.preset.model.depth, best.preset.model.width)
 
     assert size(0.3) < size(100)
+
+
+def test_what_layers_and_width_cost_is_read_off_the_measured_sizes():
+    sizes = [with_model(PRESET, depth=d, width=w) for d, w in ((4, 256), (2, 256), (4, 320))]
+    taken = {size: 1e-11 * operations(size) + 2e-5 * size.model.depth for size in sizes}
+    cost = token_seconds([Measured(size, 1 / seconds, 100.0) for size, seconds in taken.items()])
+    other = with_model(PRESET, depth=8, width=128)
+    assert cost(other) == pytest.approx(1e-11 * operations(other) + 2e-5 * 8)
+    alone = token_seconds([Measured(PRESET, 1000.0, 100.0)])
+    assert alone(other) == pytest.approx(operations(other) / operations(PRESET) / 1000)
 
 
 def test_a_size_that_could_take_too_much_memory_is_not_even_tried():
