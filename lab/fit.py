@@ -36,7 +36,7 @@ STEPS = 12  # of a candidate; the first two are not counted
 SECONDS = 240.0  # after which a candidate is given up: on Metal the first step compiles
 FASTER = 1.05  # a batch must be faster by this factor to replace the one before it
 BETTER = 0.005  # relative: a size must be predicted to be this much better than the tier's
-DEPTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12)
+DEPTHS = (2, 3, 4, 5, 6, 8, 10, 12)
 WIDTHS = (0.5, 2.0)  # of the tier's, the narrowest and the widest that are considered
 TRIED = 2  # sizes that are measured besides, the most promising ones
 
