@@ -29,7 +29,7 @@ from lab.errors import UserError
 from lab.files import write_atomic
 from lab.history import Experiment
 from lab.journal import Journal, lock, read
-from lab.opening import choose_agent, next_time, night_settings, stay_awake, stopper
+from lab.opening import choose_agent, next_time, night_settings, stay_awake, stopper, tonight
 from lab.preset import from_dict
 from lab.proposal import Proposal, check
 from lab.run import ROOT, guarded
@@ -349,7 +349,7 @@ def command() -> None:
 @verbosity_options("Only the summary and errors.", "Also what preflight, training and scorer print.")
 def run(kind: str, model: str, cli: str, llm_share: float, max_experiments: int | None, until: datetime | None,
         tag: str | None, verbosity: int, **options: Any) -> None:  # fmt: skip
-    tag = tag or f"{datetime.now():%b%d}".lower()
+    tag = tag or tonight(NIGHTS, datetime.now())
     deadline = next_time(until.time()) if until else None
     tell = say if verbosity > QUIET else silent
     NIGHTS.mkdir(exist_ok=True)

@@ -17,7 +17,17 @@ from lab.files import write_atomic
 from lab.run import ROOT, current_path
 from lab.show import NORMAL, QUIET
 
+GOES_ON_HOURS = 6.0  # after its last record a night of yesterday's date goes on under that name
+
 Say = Callable[[str], None]
+
+
+def tonight(nights: Path, now: datetime) -> str:
+    """The tag of a night without one: today's date, or yesterday's while that night goes on past midnight."""
+    today, yesterday = (f"{day:%b%d}".lower() for day in (now, now - timedelta(days=1)))
+    journal = nights / yesterday / "journal.jsonl"
+    recent = journal.is_file() and now.timestamp() - journal.stat().st_mtime < GOES_ON_HOURS * 3600
+    return yesterday if recent and not (nights / today).exists() else today
 
 
 def night_settings(folder: Path, preset: str | None, minutes: float | None, verbosity: int = NORMAL) -> dict[str, Any]:
