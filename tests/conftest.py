@@ -22,7 +22,8 @@ Script = Callable[..., subprocess.CompletedProcess]
 
 def environment(cache: Path, **more: str) -> dict[str, str]:
     """This process's environment for a child that may touch `cache` only."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("AUTORESEARCH_")}
+    ours = ("AUTORESEARCH_", "COLUMNS", "LINES")  # pytest-xdist sets the width; a terminal has its own
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
     return inherited | {"AUTORESEARCH_CACHE": str(cache), "HF_HUB_OFFLINE": "1"} | more
 
 
