@@ -236,10 +236,11 @@ def summary(report: Report) -> str:
         return "No experiment is finished yet."
     counts, tried = state.counts(), state.tried_out
     base, gain = state.baseline.mean, state.baseline.mean - best.mean
-    hours = sum(e.minutes for e in state.settled) / 60
+    spent = sum(e.minutes for e in state.settled)
+    took = f"{spent / 60:.1f} hours" if spent >= 60 else f"{spent:.0f} minutes"
     sigma = state.noise.sigma
     first = (
-        f"{_count(len(tried), 'experiment')} took {hours:.1f} hours of training and scoring: {counts['keep']} kept, "
+        f"{_count(len(tried), 'experiment')} took {took} of training and scoring: {counts['keep']} kept, "
         f"{counts['discard']} discarded, {counts['crash']} crashed, {state.refused} refused beforehand."
     )
     if best is state.baseline:
