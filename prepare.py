@@ -58,18 +58,9 @@ def __getattr__(name: str) -> Any:
               "[default: measured once, about a minute]")  # fmt: skip
 @verbosity_options("Only what was prepared, and errors.", "Also every setting that training starts from.")
 @click.pass_context
-def command(
-    context: click.Context,
-    preset_name: str,
-    vocab: int | None,
-    seq: int | None,
-    files: str | None,
-    val_files: str | None,
-    fit: bool | None,
-    verbosity: int,
-) -> None:
+def command(context: click.Context, **options: Any) -> None:
     if context.invoked_subcommand is None:
-        prepare(preset_name, vocab, seq, files, val_files, fit, verbosity)
+        prepare(**options)
     elif given := [name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"]:
         names = ", ".join(given)
         raise click.UsageError(f"{names}: options of prepare itself, which {context.invoked_subcommand} does not take")
