@@ -227,9 +227,7 @@ def test_the_most_able_model_that_fits_is_chosen(serve, memory, chosen):
     assert agent_for(serve(models=models), memory_gb=memory).choose().name == chosen
 
 
-@pytest.mark.parametrize(
-    ("machine", "chosen"), [(8, "3b"), (16, "7b"), (32, "14b"), (48, "32b")]
-)
+@pytest.mark.parametrize(("machine", "chosen"), [(8, "3b"), (16, "7b"), (32, "14b"), (48, "32b")])
 def test_the_model_for_a_mac_is_that_of_the_docs(serve, monkeypatch, machine, chosen):
     gigabytes = {1.5: 0.99, 3: 1.9, 7: 4.7, 14: 9.0, 32: 20.0}  # as `ollama list` tells them
     models = {f"qwen2.5-coder:{n}b": sized(n) | {"size": int(size * 1e9)} for n, size in gigabytes.items()}

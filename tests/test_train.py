@@ -3,13 +3,15 @@
 import importlib
 import json
 import math
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
 from lab import kernels, preset
 from lab import run as lab_run
@@ -202,6 +204,64 @@ def test_metals_compiled_step_is_the_cpus(load_train, monkeypatch, settings):
         y = x[..., ::-1]
         results.append([step(x, y, mx.array(rate), mx.array(0.1)).item() for rate in (1, 0.5, 0.1)])
     assert results[0] == pytest.approx(results[1], rel=1e-4)
+
+
+VIEWS = {"Broadcast", "Transpose", "ExpandDims", "Squeeze", "Reshape", "Flatten", "Unflatten", "Slice"}  # no kernels
+
+
+def kernels_of(outputs: list, tmp_path: Path) -> Counter:
+    """The operations that compute these arrays, by name, before any of it is computed; a fused one counts once."""
+    mx.export_to_dot(str(tmp_path / "graph.dot"), *(value for _, value in tree_flatten(outputs)))
+    names = re.findall(r'label ="(\w+)[^"]*", shape=rectangle', (tmp_path / "graph.dot").read_text())
+    return Counter(name for name in names if name not in VIEWS)
+
+
+def metals_step(train, compiled: bool = True, passes: int = 1):
+    """make_step as Metal runs it, as a call that returns everything a step computes."""
+    model = train.build_model(50)
+    optimizer = train.MuonAdamW(model)
+    step, state = train.make_step(model, optimizer, compiled)
+    mx.eval(state)
+    batch = tokens(4).reshape(passes, 4 // passes, 16)
+    return lambda rate=1.0: [step(batch, batch, mx.array(rate), mx.array(0.1)), state]
+
+
+def test_compiling_halves_the_kernels_of_metals_step(load_train, monkeypatch, tmp_path):
+    monkeypatch.setattr(kernels, "METAL", True)
+    count = {}
+    for depth in (2, 4):
+        train = load_train(depth=depth, dtype="bfloat16")
+        for compiled in (False, True):
+            count[depth, compiled] = kernels_of(metals_step(train, compiled)(), tmp_path).total()
+    assert count[4, True] < 0.55 * count[4, False]
+    # MLX without a GPU shows norms, rope and attention by their parts, so that a layer counts for more than on Metal.
+    assert (count[4, True] - count[2, True]) / 2 < 170  # a layer
+
+
+def test_metals_step_is_traced_once_whatever_the_rates_and_never_waits(load_train, monkeypatch):
+    monkeypatch.setattr(kernels, "METAL", True)
+    train, traced = load_train(depth=1), []
+    plain = train.loss_function
+    monkeypatch.setattr(train, "loss_function", lambda *args: traced.append(len(args)) or plain(*args))
+    take = metals_step(train, passes=2)
+    take()  # to look at a value while compiling is an error of MLX
+    assert len(traced) == 2  # one a pass
+    for rate in (1.0, 0.5, 0.1):
+        mx.eval(take(rate))
+    assert len(traced) == 2
+
+
+def test_muons_products_do_not_grow_with_the_layers(load_train, tmp_path):
+    products = []
+    for depth in (2, 6):
+        train = load_train(depth=depth)
+        model = train.build_model(50)
+        optimizer = train.MuonAdamW(model)
+        gradients = tree_map(mx.ones_like, model.trainable_parameters())
+        mx.eval(gradients, model.parameters(), optimizer.state)
+        optimizer.update(model, gradients, mx.array(1.0), mx.array(0.1))
+        products.append(kernels_of([model.parameters(), optimizer.state], tmp_path)["Matmul"])
+    assert products == [3 * 5 * 4] * 2  # Polar Express has five steps of three products, and the shapes are four
 
 
 def test_schedule(load_train):
