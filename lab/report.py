@@ -17,9 +17,12 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from lab.crash import read_bytes
 from lab.errors import UserError
@@ -35,7 +38,11 @@ PROMPTS = ("Once upon a time", "One day, Lily found", "The dog was sad because")
 STORY_TOKENS = 120
 MAX_STEPS = 8 << 20  # bytes read of a run's steps.jsonl
 PAPER = ("#ffffff", "#161618")  # light and dark, as in the template
-COLOURS = {"keep": "#1a7f37", "discard": "#8a8a8f", "crash": "#c0362c"}
+GAP = 0.004  # between a label and whatever else, as a share of the axes
+COLOURS = (  # on light and on dark paper
+    {"keep": "#1a7f37", "discard": "#8a8a8f", "crash": "#c0362c"},
+    {"keep": "#3fb950", "discard": "#9a9aa0", "crash": "#f47067"},
+)
 
 
 @dataclass
@@ -117,6 +124,7 @@ def picture(report: Report, dark: bool = False, narrow: bool = False) -> bytes:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    colours = COLOURS[dark]
     with plt.style.context("dark_background" if dark else "default"):
         figure, axes = plt.subplots(figsize=(4.5, 4) if narrow else (11, 5), layout="constrained")
         figure.set_facecolor(PAPER[dark])
@@ -134,28 +142,41 @@ def picture(report: Report, dark: bool = False, narrow: bool = False) -> bytes:
                 markersize=6 if status == "keep" else 4,
                 linewidth=0.8,
                 alpha=1.0 if status == "keep" else 0.6,
-                color=COLOURS[status],
+                color=colours[status],
                 label={"keep": "kept", "discard": "discarded"}[status],
             )
         if kept:
             low, high = _limits([e.mean for e in measured], kept, sigma)
             last = max(e.id for e in report.state.settled)
             axes.step([*(e.id for e in kept), last], [*(e.mean for e in kept), kept[-1].mean], where="post",
-                      color=COLOURS["keep"], linewidth=1.5)  # fmt: skip
+                      color=colours["keep"], linewidth=1.5)  # fmt: skip
             if crashed := [e.id for e in report.state.settled if e.status == "crash"]:
-                axes.plot(crashed, [high] * len(crashed), "x", color=COLOURS["crash"], label="crashed", clip_on=False)
+                axes.plot(crashed, [high] * len(crashed), "x", color=colours["crash"], label="crashed", clip_on=False)
             axes.set_ylim(low, high)
             axes.xaxis.get_major_locator().set_params(integer=True)
-            if not narrow:
-                _label(axes, kept[1:], low, high, max(1, last))
             axes.legend(frameon=False, loc="upper right")
         axes.set(xlabel="experiment", ylabel="val_bpb" if narrow else "val_bpb (mean of its runs ± standard error)")
         axes.set_title(f"{report.folder.name}: {len(report.state.tried_out)} experiments, {max(0, len(kept) - 1)} kept")
         axes.spines[["top", "right"]].set_visible(False)
+        if not narrow:
+            _label(axes, measured, kept)
         out = io.BytesIO()
         figure.savefig(out, dpi=160 if narrow else 110)
         plt.close(figure)
     return out.getvalue()
+
+
+class Box(NamedTuple):
+    """A part of the picture, as shares of the axes."""
+
+    left: float
+    right: float
+    low: float
+    high: float
+
+    def meets(self, other: "Box") -> bool:
+        across = self.left < other.right + GAP and other.left < self.right + GAP
+        return across and self.low < other.high + GAP and other.low < self.high + GAP
 
 
 def _limits(means: list[float], kept: list[Experiment], sigma: float) -> tuple[float, float]:
@@ -166,27 +187,38 @@ def _limits(means: list[float], kept: list[Experiment], sigma: float) -> tuple[f
     return best - 0.25 * room - sigma, max(base, min(usual, base + 2 * room)) + 0.35 * room + sigma
 
 
-def _label(axes: Any, kept: list[Experiment], low: float, high: float, last: int) -> None:
-    """Names of the kept changes, at most twelve, the largest gains first, none over another."""
-    taken: list[tuple[float, float]] = []  # (experiment, height as a share of the axis)
-    for experiment in sorted(kept, key=lambda e: e.delta or 0)[:12]:
-        height = (experiment.mean - low) / (high - low) - 0.06
-        while any(abs(experiment.id - x) < 0.3 * last and abs(height - y) < 0.045 for x, y in taken):
-            height -= 0.045
-        if height < 0.01:
+def _label(axes: Any, measured: list[Experiment], kept: list[Experiment]) -> None:
+    """Names of the kept changes, the largest gains first, each left of and below its point, where a falling frontier
+    leaves room. None lies on a point, the frontier, another name or its line; one without room is left out."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+
+    def place(experiment: Experiment) -> tuple[float, float]:
+        """Of its point, as shares of the axes."""
+        return (experiment.id - left) / (right - left), (experiment.mean - low) / (high - low)
+
+    taken = [Box(x, x, y, y) for x, y in map(place, measured)]
+    for (x, y), (later, lower) in pairwise(map(place, kept)):
+        taken += [Box(x, later, y, y), Box(later, later, lower, y)]
+    axes.figure.draw_without_rendering()  # from now on the axes have their place
+    style = {"fontsize": 8, "parse_math": False}  # a dollar in a hypothesis is a dollar
+    for experiment in sorted(kept[1:], key=lambda e: e.delta or 0):
+        name = _short(experiment.hypothesis, 44)
+        sample = axes.text(0, 0, name, **style)
+        size = sample.get_window_extent()
+        sample.remove()
+        wide, tall = size.width / axes.bbox.width, size.height / axes.bbox.height
+        x, y = place(experiment)
+        start = max(0.01, x - wide)
+        for foot in np.arange(y - 1.8 * tall, 0, -tall / 4):
+            box, leader = Box(start, start + wide, foot, foot + tall), Box(x, x, foot + tall, y - tall / 2)
+            if not any(box.meets(other) or leader.meets(other) for other in taken):
+                break
+        else:
             continue
-        taken.append((experiment.id, height))
-        left = experiment.id < 0.7 * last
-        axes.annotate(
-            _short(experiment.hypothesis, 44),
-            (experiment.id, experiment.mean),
-            (experiment.id, low + height * (high - low)),
-            fontsize=8,
-            ha="left" if left else "right",
-            va="center",
-            parse_math=False,  # a dollar in a hypothesis is a dollar
-            arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": "grey"},
-        )
+        taken += [box, leader]
+        line = {"arrowstyle": "-", "linewidth": 0.5, "color": "grey", "shrinkA": 0, "relpos": ((x - start) / wide, 1)}
+        point = (experiment.id, experiment.mean)
+        axes.annotate(name, point, (start, foot), textcoords="axes fraction", arrowprops=line, va="bottom", **style)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -352,20 +384,21 @@ def _points(path: Path) -> list[tuple[float, float]]:
 def _svg(mine: list[tuple[float, float]], theirs: list[tuple[float, float]]) -> str:
     """Two loss curves; the first tenth of a run is left out, where all look alike."""
     both = [p for curve in (mine, theirs) for p in curve[len(curve) // 10 :]]
-    right = max(x for x, _ in both) or 1.0
+    left, right = min(x for x, _ in both), max(x for x, _ in both)
     low, high = min(y for _, y in both), max(y for _, y in both)
-    span = high - low or 1.0
+    wide, tall = right - left or 1.0, high - low or 1.0
 
     def line(curve: list[tuple[float, float]], name: str) -> str:
         points = " ".join(
-            f"{300 * x / right:.0f},{100 - 90 * (y - low) / span:.1f}" for x, y in curve[len(curve) // 10 :]
+            f"{240 * (x - left) / wide:.0f},{100 - 90 * (y - low) / tall:.1f}" for x, y in curve[len(curve) // 10 :]
         )
         return f'<polyline class="{name}" points="{points}"/>' if points else ""
 
+    beside = ", the incumbent's in grey" if theirs else ""
     return (
-        f'<svg viewBox="0 0 340 112" role="img" aria-label="loss curves">{line(theirs, "theirs")}{line(mine, "mine")}'
-        f'<text x="303" y="100">{low:.2f}</text><text x="303" y="14">{high:.2f}</text><text x="0" y="111">'
-        f"training loss over {right:.0f} s: this, and the incumbent's in grey</text></svg>"
+        f'<svg viewBox="0 0 280 104" role="img" aria-label="loss curves">{line(theirs, "theirs")}{line(mine, "mine")}'
+        f'<text x="245" y="102">{low:.2f}</text><text x="245" y="14">{high:.2f}</text></svg>'
+        f'<p class="quiet">training loss from {left:.0f} to {right:.0f} s{beside}</p>'
     )
 
 

@@ -2,14 +2,20 @@
 
 import html
 import json
+import random
 import re
 import shutil
 import subprocess
 import threading
 import time
 import urllib.request
+from itertools import pairwise
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.path import Path
+from matplotlib.text import Text
 from night_writer import night
 
 from lab import report
@@ -116,6 +122,40 @@ def test_dollars_in_a_hypothesis_are_dollars(small):
     for experiment in found.state.experiments[1:]:
         experiment.status, experiment.hypothesis = "keep", r"$LR_a_b \foo$ costs $3"
     assert report.picture(found).startswith(b"\x89PNG")
+
+
+def test_no_label_lies_on_another_a_point_or_the_frontier(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: drawn.append(figure))
+    folder = a_night(tmp_path / "n", 40)
+    found = report.collect(folder)
+    rng = random.Random(0)
+    best = 1.0
+    for experiment in found.state.experiments[1:]:  # a night of many gains, some of them beside each other
+        if kept := experiment.id in (1, 2, 3, 20, 21, 30, 39):
+            best -= rng.uniform(0.002, 0.03)
+        experiment.status, experiment.values = ("keep", [best]) if kept else ("discard", [best + rng.random() / 20])
+        experiment.hypothesis = "the rate of the matrices from 0.02 to 0.04, as it is too low"
+    found.state.experiments[0].values = [1.0]
+    report.picture(found)
+    axes = drawn[0].axes[0]
+    canvas = FigureCanvasAgg(drawn[0])
+    canvas.draw()
+    for text in axes.texts:
+        text.update_positions(canvas.get_renderer())
+    boxes = [Text.get_window_extent(text) for text in axes.texts]  # without its line
+    points = [axes.transData.transform((e.id, e.mean)) for e in found.state.experiments]
+    frontier = next(line for line in axes.lines if line.get_drawstyle() == "steps-post").get_path()
+    assert len(boxes) >= 5  # of 7
+    for number, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[number + 1 :])
+        assert not any(box.contains(*point) for point in points)
+        assert axes.bbox.x0 <= box.x0
+        assert box.y0 >= axes.bbox.y0
+    corners = frontier.vertices
+    steps = [(corner[0], before[1]) for before, corner in pairwise(corners)]
+    line = Path([point for pair in zip(corners, [*steps, corners[-1]], strict=True) for point in pair])
+    assert not any(axes.transData.transform_path(line).intersects_bbox(box, filled=False) for box in boxes)
 
 
 def test_conditions_and_spoiled_runs_are_told(small):
