@@ -40,7 +40,7 @@ MACOS = ("/System", "/usr", "/bin", "/sbin", "/Library", "/opt", "/private/etc",
          "/private/var/db/timezone")  # fmt: skip
 SYSTEM = {"Linux": LINUX, "Darwin": MACOS}
 PASSED = ("PATH", "LANG", "LC_ALL", "TMPDIR")
-PASSED_PREFIXES = ("AUTORESEARCH_", "MLX_", "OPENBLAS_")
+PASSED_PREFIXES = ("AGX_", "AUTORESEARCH_", "MLX_", "OPENBLAS_")
 
 
 @dataclass(frozen=True)

@@ -185,11 +185,11 @@ def test_environment_is_scrubbed(room: Path) -> None:
     rules = policy(room)
     given = {"PATH": "/bin", "HF_TOKEN": "s", "SSH_AUTH_SOCK": "s", "OPENAI_API_KEY": "s", "LD_PRELOAD": "s",
              "PYTHONPATH": "s", "AUTORESEARCH_SETTINGS": "a", "TMPDIR": "/tmp",
-             "OPENBLAS_NUM_THREADS": "1"}  # fmt: skip
+             "OPENBLAS_NUM_THREADS": "1", "AGX_RELAX_CDM_CTXSTORE_TIMEOUT": "1"}  # fmt: skip
     run_dir = str((room / "repo" / "runs" / "1").resolve())
     assert sandbox.environment(given, rules) == {
         "PATH": "/bin", "AUTORESEARCH_SETTINGS": "a", "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1",
-        "HOME": run_dir, "TMPDIR": run_dir + "/tmp"}  # fmt: skip
+        "AGX_RELAX_CDM_CTXSTORE_TIMEOUT": "1", "HOME": run_dir, "TMPDIR": run_dir + "/tmp"}  # fmt: skip
 
 
 def test_environment_keeps_a_writable_compile_cache(room: Path) -> None:
