@@ -20,6 +20,7 @@ from lab.backend import mx, nn
 
 BLOCK = 128  # queries of one block of attention
 CHUNK = 256  # tokens of one chunk of cross-entropy on the CPU
+SAFE_CAP = 50.0  # logits up to which exp and any sum of them is finite in float32
 CHUNK_LOGITS = 2**27  # logits of one chunk on Metal: 512 MB in float32
 METAL = mx.metal.is_available()
 
@@ -98,20 +99,24 @@ def _attention(scale: float, window: int) -> Callable:
     return function
 
 
-def _blocks(T: int, window: int):
-    """Slices of queries, slices of the keys they see, and the (queries, keys) mask of those they do not see."""
+@cache
+def _blocks(T: int, window: int) -> list[tuple[slice, slice, np.ndarray]]:
+    """Slices of queries, slices of the keys they see, and what is added to their (queries, keys) scores: 0 or -inf."""
+    blocks = []
     for start in range(0, T, BLOCK):
         queries, keys = slice(start, min(start + BLOCK, T)), slice(max(0, start - window + 1), min(start + BLOCK, T))
         distance = np.arange(queries.start, queries.stop)[:, None] - np.arange(keys.start, keys.stop)
-        yield queries, keys, (distance < 0) | (distance >= window)
+        hidden = (distance < 0) | (distance >= window)
+        blocks.append((queries, keys, np.where(hidden, np.float32(-np.inf), np.float32(0))))
+    return blocks
 
 
 def _attention_row(q, k, v, y, log_sum, scale, window) -> None:
     """(H, T, D) of one row; y (H, T, D) and log_sum (H, T, 1) are written."""
-    for queries, keys, hidden in _blocks(q.shape[1], window):
+    q = q * np.float32(scale)
+    for queries, keys, mask in _blocks(q.shape[1], window):
         scores = q[:, queries] @ k[:, keys].swapaxes(-1, -2)
-        scores *= scale
-        np.copyto(scores, -np.inf, where=hidden)
+        scores += mask
         top = scores.max(-1, keepdims=True)
         scores -= top
         np.exp(scores, out=scores)
@@ -123,19 +128,19 @@ def _attention_row(q, k, v, y, log_sum, scale, window) -> None:
 
 def _attention_row_gradients(q, k, v, y, log_sum, dy, dq, dk, dv, scale, window) -> None:
     """The weights of each block are computed again; dq, dk, dv (H, T, D) are added to."""
-    for queries, keys, hidden in _blocks(q.shape[1], window):
+    q = q * np.float32(scale)
+    for queries, keys, mask in _blocks(q.shape[1], window):
         weights = q[:, queries] @ k[:, keys].swapaxes(-1, -2)
-        weights *= scale
+        weights += mask
         weights -= log_sum[:, queries]
         np.exp(weights, out=weights)
-        np.copyto(weights, 0, where=hidden)
         dv[:, keys] += weights.swapaxes(-1, -2) @ dy[:, queries]
         slope = dy[:, queries] @ v[:, keys].swapaxes(-1, -2)
         slope -= (dy[:, queries] * y[:, queries]).sum(-1, keepdims=True)
         slope *= weights
-        slope *= scale
         np.matmul(slope, k[:, keys], out=dq[:, queries])
         dk[:, keys] += slope.swapaxes(-1, -2) @ q[:, queries]
+    dq *= np.float32(scale)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -239,21 +244,22 @@ def _cross_entropy_cpu(cap: float) -> Callable:
 
 def _cross_entropy_chunk(x, head, targets, cap, weight, dx, dhead) -> float:
     """Sum of the losses of x (n, C), each times `weight`; dx (n, C) is written, dhead (V, C) added to."""
-    logits, each = x @ head.T, np.arange(len(x))
+    logits, each = (x / (cap or 1)) @ head.T, np.arange(len(x))
     if cap:
-        logits /= cap
         np.tanh(logits, out=logits)
         bent = np.square(logits)
+        np.subtract(1, bent, out=bent)
         logits *= cap
-    top = logits.max(-1, keepdims=True)
+    if not 0 < cap <= SAFE_CAP:
+        logits -= logits.max(-1, keepdims=True)
     found = logits[each, targets]
-    logits -= top
     slope = np.exp(logits, out=logits)
     total = slope.sum(-1, keepdims=True)
-    slope *= weight / total
-    slope[each, targets] -= weight
+    slope[each, targets] -= total[:, 0]
     if cap:
-        slope *= np.subtract(1, bent, out=bent)
+        slope *= bent
+    share = weight / total
     np.matmul(slope, head, out=dx)
-    dhead += slope.T @ x
-    return weight * float((np.log(total) + top).sum() - found.sum())
+    dx *= share
+    dhead += slope.T @ (x * share)
+    return weight * float(np.log(total).sum() - found.sum())
