@@ -295,7 +295,7 @@ def _row(report: Report, e: Experiment, sources: dict[int, list[str]], curves: d
     if parent and e.id in sources and parent.id in sources:
         inside.append(f"<pre>{_diff(sources[parent.id], sources[e.id])}</pre>")
     if curves[e.id]:
-        inside.append(_svg(curves[e.id], curves.get(parent.id, []) if parent else []))
+        inside.append(_losses(curves[e.id], curves.get(parent.id, []) if parent else []))
     idea = html.escape(e.hypothesis)
     text = f"<details><summary>{idea}</summary>{''.join(inside)}</details>" if inside else idea
     value = f"{e.mean:.4f}" if e.values else ""
@@ -381,24 +381,31 @@ def _points(path: Path) -> list[tuple[float, float]]:
     return [(g[-1][0], fmean(loss for _, loss in g)) for g in groups]
 
 
-def _svg(mine: list[tuple[float, float]], theirs: list[tuple[float, float]]) -> str:
+def _losses(mine: list[tuple[float, float]], theirs: list[tuple[float, float]]) -> str:
     """Two loss curves; the first tenth of a run is left out, where all look alike."""
-    both = [p for curve in (mine, theirs) for p in curve[len(curve) // 10 :]]
-    left, right = min(x for x, _ in both), max(x for x, _ in both)
-    low, high = min(y for _, y in both), max(y for _, y in both)
-    wide, tall = right - left or 1.0, high - low or 1.0
-
-    def line(curve: list[tuple[float, float]], name: str) -> str:
-        points = " ".join(
-            f"{240 * (x - left) / wide:.0f},{100 - 90 * (y - low) / tall:.1f}" for x, y in curve[len(curve) // 10 :]
-        )
-        return f'<polyline class="{name}" points="{points}"/>' if points else ""
-
+    mine, theirs = (curve[len(curve) // 10 :] for curve in (mine, theirs))
     beside = ", the incumbent's in grey" if theirs else ""
+    told = f"training loss from {mine[0][0]:.0f} to {mine[-1][0]:.0f} s{beside}"
+    return _svg({"theirs": theirs, "mine": mine}, told, ".2f")
+
+
+def _svg(curves: dict[str, list[tuple[float, float]]], told: str, form: str) -> str:
+    """Curves in one frame, by their class; `told` stands below it, the lowest and highest value beside it."""
+    points = [point for curve in curves.values() for point in curve]
+    left, right = min(x for x, _ in points), max(x for x, _ in points)
+    low, high = min(y for _, y in points), max(y for _, y in points)
+    wide, tall = right - left or 1.0, high - low or 1.0
+    lines = "".join(
+        f'<polyline class="{name}" points="'
+        + " ".join(f"{240 * (x - left) / wide:.0f},{100 - 90 * (y - low) / tall:.1f}" for x, y in curve)
+        + '"/>'
+        for name, curve in curves.items()
+        if curve
+    )
     return (
-        f'<svg viewBox="0 0 280 104" role="img" aria-label="loss curves">{line(theirs, "theirs")}{line(mine, "mine")}'
-        f'<text x="245" y="102">{low:.2f}</text><text x="245" y="14">{high:.2f}</text></svg>'
-        f'<p class="quiet">training loss from {left:.0f} to {right:.0f} s{beside}</p>'
+        f'<svg viewBox="0 0 280 104" role="img" aria-label="{told}">{lines}'
+        f'<text x="245" y="102">{low:{form}}</text><text x="245" y="14">{high:{form}}</text></svg>'
+        f'<p class="quiet">{told}</p>'
     )
 
 
@@ -420,7 +427,8 @@ def _machine(report: Report) -> str:
     items = "".join(f"<li>{html.escape(r['run'])}: {html.escape(r['reason'])}</li>" for r in spoiled[:50])
     told = f"<p>{_count(len(spoiled), 'run')} spoiled and repeated:</p><ul>{items}</ul>" if spoiled else ""
     clean = "" if spoiled else " No run was spoiled."
-    return f"<p>Over {_count(len(seen), 'run')}: {html.escape('; '.join(parts))}.{clean}</p>{told}"
+    curve = _svg({"mine": list(enumerate(speeds))}, "matmul speed before each run, in their order, GFLOP/s", ",.0f")
+    return f"<p>Over {_count(len(seen), 'run')}: {html.escape('; '.join(parts))}.{clean}</p>{told}{curve}"
 
 
 def sample_stories(folder: Path, sandbox: str) -> str | None:

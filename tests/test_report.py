@@ -163,9 +163,12 @@ def test_conditions_and_spoiled_runs_are_told(small):
     found.runs = [
         {"run": "e0001-r1", "status": "invalid", "reason": "the machine slept for 60 s",
          "before": {"flops": 1.5e11, "power": "AC"}, "after": {"heat": 2, "swap_mb": 10.0, "power": "battery"}},
+        {"run": "e0001-r2", "status": "ok", "reason": "",
+         "before": {"flops": 1.2e11, "power": "AC"}, "after": {"heat": 0, "swap_mb": 10.0, "power": "AC"}},
     ]  # fmt: skip
     told = report._machine(found)
-    for words in ("150 to 150 GFLOP/s", "thermal pressure at most 2", "power: battery", "e0001-r1: the machine slept"):
+    assert 'points="0,10.0 240,100.0"' in told  # 150, then 120
+    for words in ("120 to 150 GFLOP/s", "thermal pressure at most 2", "power: AC and battery", "e0001-r1: the machine slept"):
         assert words in told
 
 
