@@ -22,6 +22,7 @@ from lab.errors import INTERRUPTED
 
 POLL_SECONDS = 0.05
 GRACE_SECONDS = 0.5
+SHARED_FROM = 256  # rows and columns: at 128 sharing costs 5 % of a step, at 256 it saves 3 to 11 %
 LAST_SECONDS = 60.0  # for the other ranks to end after rank 0 has
 PARENT = "AUTORESEARCH_PARENT"  # process that watches over the ranks of this machine
 
@@ -55,11 +56,11 @@ def average(loss: Any, gradients: Any) -> tuple[Any, Any]:
 
 
 def in_shares(function: Callable[[Any], Any], stack: Any) -> Any:
-    """function(stack) for a function that treats each of the stack's (N, ...) entries alone: every rank does its
-    share, all get the whole."""
+    """function(stack) for a function that treats each of the stack's (N, R, C) matrices alone: every rank does its
+    share, all get the whole. Small matrices are computed by every rank sooner than they are sent."""
     from lab.backend import mx
 
-    if size() == 1:
+    if size() == 1 or min(stack.shape[-2:]) < SHARED_FROM:
         return function(stack)
     first, last = (len(stack) * number // size() for number in (rank(), rank() + 1))
     whole = [mx.zeros((first, *stack.shape[1:])), mx.zeros((len(stack) - last, *stack.shape[1:]))]

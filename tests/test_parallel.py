@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from checkout import Checkout
 
+from lab.parallel import SHARED_FROM
+
 STEPS = 5
 CLOSE = 1e-3  # relative; sums in another order: orthogonalising makes the rounding of small gradients large, 4e-4 seen
 
@@ -19,10 +21,11 @@ def checkout(tmp_path_factory):
     return Checkout(tmp_path_factory.mktemp("parallel"))
 
 
-def train(checkout: Checkout, name: str, processes: int, *launcher: str, script: str = "train.py", rows: int = 8):
+def train(checkout: Checkout, name: str, processes: int, *launcher: str, script="train.py", rows=8, **model: int):
     """A run of STEPS steps of 512 tokens in which every process takes its share; (process, its folder)."""
     settings = json.loads((checkout.cache / "current.json").read_text())
     settings["preset"]["batch"] = {"rows": rows, "tokens_per_step": 512, "processes": processes}
+    settings["preset"]["model"] |= model
     path, folder = checkout.cache / f"{name}.json", checkout.cache / name
     path.write_text(json.dumps(settings))
     where = checkout.where()
@@ -51,6 +54,14 @@ def test_several_processes_have_the_losses_of_one(checkout, alone, processes):
     assert losses(folder) == pytest.approx(alone, rel=CLOSE)
     assert done.stdout.count("val_bpb:") == 1  # one of them speaks
     assert json.loads((folder / "result.json").read_text())["processes"] == processes
+
+
+def test_wide_matrices_are_shared_out_to_the_same_losses(checkout):
+    (whole, alone), (done, shared) = (
+        train(checkout, f"wide{n}", n, rows=8 // n, width=SHARED_FROM, depth=1) for n in (1, 2)
+    )
+    assert whole.returncode == done.returncode == 0, whole.stderr + done.stderr
+    assert losses(shared) == pytest.approx(losses(alone), rel=CLOSE)
 
 
 def test_passes_and_processes_go_together(checkout, alone):
