@@ -43,7 +43,7 @@ UNEMBEDDING_LR = SETTINGS.unembedding_lr  # AdamW, output head
 SCALAR_LR = SETTINGS.scalar_lr  # AdamW, per-layer scalars
 SMEAR_LR = 0.05  # AdamW, shares of the previous token
 WEIGHT_DECAY = SETTINGS.weight_decay  # of the matrices, at the start; falls to 0
-ADAM_BETAS = (0.8, 0.95)  # decay of the first and second moment
+ADAM_BETAS = (0.8, 0.95)  # decay of the first moment in a step, of the second in 2^14 tokens (2507.07101)
 MUON_MOMENTUM = 0.95  # after its warm-up
 MUON_MOMENTUM_START = 0.85  # at the start
 MUON_MOMENTUM_STEPS = 300  # steps from start to full momentum
@@ -249,7 +249,7 @@ class MuonAdamW:
         model.update(tree_unflatten(list(changed.items())))
 
     def _adam(self, name: str, p: mx.array, g: mx.array, rate: mx.array) -> mx.array:
-        beta1, beta2 = ADAM_BETAS
+        beta1, beta2 = ADAM_BETAS[0], ADAM_BETAS[1] ** (TOKENS_PER_STEP / 2**14)
         first = self.state["first"][name] = beta1 * self.state["first"][name] + (1 - beta1) * g
         second = self.state["second"][name] = beta2 * self.state["second"][name] + (1 - beta2) * mx.square(g)
         step = self.state["step"]
