@@ -1,8 +1,9 @@
 """What fits this machine: measured speed and memory of real training steps, and the size that five minutes pay for.
 
-    batch   of a few rows per pass, dtypes and processes, the fastest whose peak stays below MEMORY_SHARE of the memory
-    size    the depth and width for which the scaling rule predicts the lowest val_bpb from the tokens that the budget
-            buys at the measured speed
+    batch       of a few rows per pass and dtypes, the fastest whose peak stays below MEMORY_SHARE of the memory
+    size        the depth and width for which the scaling rule predicts the lowest val_bpb from the tokens that the budget
+                buys at the measured speed
+    processes   two on a CPU, where they train that size faster than one
 
 Every candidate is train.py itself for STEPS steps in a process of its own, so one that dies costs nothing but its name
 in the reasons. A larger batch is tried only when the growth seen so far says that it stays in bounds. The preset's tier
@@ -90,17 +91,18 @@ class Fitting:
     measure: Callable[[Preset], Measured | None]
     say: Say
 
-    def batch(self, start: Measured, dtypes: Iterable[str], processes: Iterable[int]) -> Measured:
-        """The fastest rows per pass, dtype and processes, one after the other."""
+    def batch(self, start: Measured, dtypes: Iterable[str]) -> Measured:
+        """The fastest dtype and rows per pass, one after the other."""
         best = start
         for dtype in dtypes:
             best = self._faster(best, with_model(best.preset, dtype=dtype))
         best = self._rows(best, 0.5)
-        best = self._rows(best, 2) if best.preset.batch.rows >= start.preset.batch.rows else best
-        for count in processes:
-            rows = max(1, best.preset.batch.rows // count)
-            best = self._faster(best, _with_batch(best.preset, rows=rows, processes=count))
-        return best
+        return self._rows(best, 2) if best.preset.batch.rows >= start.preset.batch.rows else best
+
+    def processes(self, start: Measured, count: int) -> Measured:
+        """That many processes, if they are faster at this size."""
+        rows = max(1, start.preset.batch.rows // count)
+        return self._faster(start, _with_batch(start.preset, rows=rows, processes=count))
 
     def _rows(self, best: Measured, factor: float) -> Measured:
         """Change the rows per pass by this factor for as long as that is faster and stays within the memory."""
@@ -224,8 +226,9 @@ def fit(preset: Preset, prepared: Path, say: Say) -> dict[str, Any] | None:
     if (start := search.tried(preset)) is None:
         say("  the tier's own setting fails: nothing is fitted")
         return None
-    best = search.batch(start, dtypes, () if on_metal or facts["cpu_cores"] < 2 else (2,))
-    best = search.size(best)
+    best = search.size(search.batch(start, dtypes))
+    if not on_metal and facts["cpu_cores"] > 1:
+        best = search.processes(best, 2)
     say(f"chosen: {best}, predicted val_bpb {best.bpb:.3f} by the scaling rule for TinyStories")
     result = {
         "key": key(preset),

@@ -32,27 +32,27 @@ def search(memory_mb: float, **traits) -> tuple[Fitting, list]:
 def test_rows_grow_while_that_is_faster_and_never_beyond_the_memory():
     one, tried = search(400, slow=lambda preset: 1 + 64 / preset.batch.rows)
     start = machine(replace(PRESET, batch=replace(PRESET.batch, rows=4)), slow=lambda preset: 17)
-    best = one.batch(start, ("bfloat16",), ())
+    best = one.batch(start, ("bfloat16",))
     assert best.preset.batch.rows == 16  # 32 rows would take 420 MB
     assert all(machine(preset).peak_memory_mb <= 400 for preset in tried)
 
 
 def test_rows_shrink_where_that_is_faster():
     one, _ = search(1e6, slow=lambda preset: preset.batch.rows)
-    best = one.batch(one.measure(PRESET), ("bfloat16",), ())
+    best = one.batch(one.measure(PRESET), ("bfloat16",))
     assert best.preset.batch.rows == 1
 
 
 def test_the_faster_dtype_and_number_of_processes_are_taken():
     one, _ = search(1e6, slow=lambda p: (2 if p.model.dtype == "bfloat16" else 1) / p.batch.processes)
-    best = one.batch(one.measure(PRESET), ("bfloat16", "float16"), (2,))
+    best = one.processes(one.batch(one.measure(PRESET), ("bfloat16", "float16")), 2)
     assert (best.preset.model.dtype, best.preset.batch.processes) == ("float16", 2)
     assert possible(best.preset)
 
 
 def test_the_tier_stands_where_nothing_is_clearly_faster():
     one, _ = search(1e6, slow=lambda preset: 0.97 if preset.batch.rows != PRESET.batch.rows else 1.0)
-    assert one.batch(one.measure(PRESET), ("bfloat16", "float16"), (2,)).preset == PRESET
+    assert one.processes(one.batch(one.measure(PRESET), ("bfloat16", "float16")), 2).preset == PRESET
 
 
 def test_a_faster_machine_gets_a_larger_model():
@@ -88,7 +88,7 @@ def test_a_candidate_that_fails_or_takes_too_much_is_left_out():
         return None if preset.batch.rows > 64 else machine(preset, rows_mb=1000.0 if preset.batch.rows < 64 else 1.0)
 
     one = Fitting(10_000, measure, lambda line: None)
-    assert one.batch(measure(PRESET), ("bfloat16",), ()).preset == PRESET
+    assert one.batch(measure(PRESET), ("bfloat16",)).preset == PRESET
 
 
 def test_the_rule_falls_with_size_and_with_tokens():
