@@ -1,8 +1,8 @@
 """What fits this machine: measured speed and memory of real training steps, and the size that five minutes pay for.
 
     batch       of a few rows per pass and dtypes, the fastest whose peak stays below MEMORY_SHARE of the memory
-    size        the depth and width for which the scaling rule predicts the lowest val_bpb from the tokens that the budget
-                buys at the measured speed
+    size        the depth and width for which the scaling rule predicts the lowest val_bpb from the tokens that the
+                budget buys at the measured speed
     processes   two on a CPU, where they train that size faster than one
 
 Every candidate is train.py itself for STEPS steps in a process of its own, so one that dies costs nothing but its name
