@@ -67,13 +67,22 @@ class Stepper:
         self.process.wait()
 
 
+HAS_BFLOAT16 = (
+    "import torch; print(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())"
+)
+
+
 def step(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     kinds = {"ours": sys.executable, "plain": sys.executable}
-    has_torch = subprocess.run([options.torch_python, "-c", "import torch"], capture_output=True).returncode == 0
-    if has_torch:
-        kinds |= dict.fromkeys(("torch", "torch-bf16"), options.torch_python)
-    else:
+    asked = subprocess.run([options.torch_python, "-c", HAS_BFLOAT16], capture_output=True, text=True)
+    if asked.returncode:
         print("torch is not installed: no comparison with it (pip install torch, or --torch-python PATH)")
+    else:
+        kinds["torch"] = options.torch_python
+        if asked.stdout.strip() == "True":
+            kinds["torch-bf16"] = options.torch_python
+        else:
+            print("no comparison with torch in bfloat16: this processor has none, a step takes minutes")
     batches = {"ours": {}, "plain": {}, "torch": {"rows": 64}, "torch-bf16": {"rows": 64}}  # what is fastest for each
     steppers = [Stepper(kind, PRESET | batches[kind], python) for kind, python in kinds.items()]
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
@@ -205,7 +214,7 @@ atexit.register(lambda: print("outside", 1 - sum(b - a for a, b in moments[2:]) 
 
 
 def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    env, results, outside = _prepared(folder), [], []
+    env, results, outside = _prepared(folder) | {"PYTHONPATH": str(ROOT)}, [], []
     source = (
         (ROOT / "train.py").read_text().replace('if __name__ == "__main__":', TIMED + '\nif __name__ == "__main__":')
     )
