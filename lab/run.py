@@ -30,7 +30,7 @@ from lab.batches import Batches
 from lab.clock import Clock
 from lab.errors import INTERRUPTED, UserError
 from lab.files import cache_root, write_atomic
-from lab.fit import most_rows
+from lab.fit import RULE_HOLDS_FOR, most_rows
 from lab.preset import from_dict, load, to_dict
 from lab.shards import open_prepared
 from lab.show import NORMAL, QUIET, VERBOSE, Reading, Training, examples, verbosity_options, working
@@ -185,7 +185,7 @@ class Run:
         """What fitting predicted for this run; None where nothing was fitted or the rule does not hold: it is
         for the whole budget on TinyStories."""
         fit, whole = self.record_settings.get("fit"), self.preset.task.minutes * 60
-        holds = self.preset.name == "tinystories" and not self.clock.steps and self.clock.budget == whole
+        holds = self.preset.name == RULE_HOLDS_FOR and not self.clock.steps and self.clock.budget == whole
         return fit["predicted_bpb"] if fit and holds else None
 
     def finish(self, model: Any, training_seconds: float) -> None:
