@@ -38,6 +38,7 @@ PROMPTS = ("Once upon a time", "One day, Lily found", "The dog was sad because")
 STORY_TOKENS = 120
 MAX_STEPS = 8 << 20  # bytes read of a run's steps.jsonl
 PAPER = ("#ffffff", "#161618")  # light and dark, as in the template
+NAMES = 40  # of kept changes in the picture at most
 GAP = 0.004  # between a label and whatever else, as a share of the axes
 COLOURS = (  # on light and on dark paper
     {"keep": "#1a7f37", "discard": "#8a8a8f", "crash": "#c0362c"},
@@ -174,9 +175,11 @@ class Box(NamedTuple):
     low: float
     high: float
 
-    def meets(self, other: "Box") -> bool:
-        across = self.left < other.right + GAP and other.left < self.right + GAP
-        return across and self.low < other.high + GAP and other.low < self.high + GAP
+    def is_free(self, taken: np.ndarray) -> bool:
+        """Whether it is GAP away from each of these boxes (N, 4)."""
+        left, right, low, high = taken.T
+        across = (self.left < right + GAP) & (left < self.right + GAP)
+        return not (across & (self.low < high + GAP) & (low < self.high + GAP)).any()
 
 
 def _limits(means: list[float], kept: list[Experiment], sigma: float) -> tuple[float, float]:
@@ -201,17 +204,17 @@ def _label(axes: Any, measured: list[Experiment], kept: list[Experiment]) -> Non
         taken += [Box(x, later, y, y), Box(later, later, lower, y)]
     axes.figure.draw_without_rendering()  # from now on the axes have their place
     style = {"fontsize": 8, "parse_math": False}  # a dollar in a hypothesis is a dollar
-    for experiment in sorted(kept[1:], key=lambda e: e.delta or 0):
+    for experiment in sorted(kept[1:], key=lambda e: e.delta or 0)[:NAMES]:
         name = _short(experiment.hypothesis, 44)
         sample = axes.text(0, 0, name, **style)
         size = sample.get_window_extent()
         sample.remove()
         wide, tall = size.width / axes.bbox.width, size.height / axes.bbox.height
         x, y = place(experiment)
-        start = max(0.01, x - wide)
+        start, obstacles = max(0.01, x - wide), np.array(taken)
         for foot in np.arange(y - 1.8 * tall, 0, -tall / 4):
             box, leader = Box(start, start + wide, foot, foot + tall), Box(x, x, foot + tall, y - tall / 2)
-            if not any(box.meets(other) or leader.meets(other) for other in taken):
+            if box.is_free(obstacles) and leader.is_free(obstacles):
                 break
         else:
             continue
@@ -368,7 +371,8 @@ def _points(path: Path) -> list[tuple[float, float]]:
         text = read_bytes(path, MAX_STEPS).decode(errors="replace")
     except OSError:
         return []
-    for line in text.splitlines():
+    lines = text.splitlines()
+    for line in lines[:: max(1, len(lines) // (4 * CURVE_POINTS))]:
         try:
             entry = json.loads(line)
             step = (float(entry["seconds"]), float(entry["loss"]))
