@@ -121,7 +121,7 @@ def test_dollars_in_a_hypothesis_are_dollars(small):
     found = report.collect(small)
     for experiment in found.state.experiments[1:]:
         experiment.status, experiment.hypothesis = "keep", r"$LR_a_b \foo$ costs $3"
-    assert report.picture(found).startswith(b"\x89PNG")
+    assert report.picture(found.state, found.folder.name).startswith(b"\x89PNG")
 
 
 def test_no_label_lies_on_another_a_point_or_the_frontier(tmp_path, monkeypatch):
@@ -137,7 +137,7 @@ def test_no_label_lies_on_another_a_point_or_the_frontier(tmp_path, monkeypatch)
         experiment.status, experiment.values = ("keep", [best]) if kept else ("discard", [best + rng.random() / 20])
         experiment.hypothesis = "the rate of the matrices from 0.02 to 0.04, as it is too low"
     found.state.experiments[0].values = [1.0]
-    report.picture(found)
+    report.picture(found.state, found.folder.name)
     axes = drawn[0].axes[0]
     canvas = FigureCanvasAgg(drawn[0])
     canvas.draw()
