@@ -231,9 +231,8 @@ def doctor_command(as_json: bool) -> None:
     from rich.console import Console
 
     from lab import doctor
-    from lab.child import end_at_interrupt
 
-    end_at_interrupt()
+    doctor.end_at_interrupt()
     console, findings = Console(), []
     for finding in doctor.examine():
         findings.append(finding)

@@ -11,8 +11,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lab.errors import INTERRUPTED
-
 SET_PARENT_DEATH_SIGNAL = 1  # linux/prctl.h
 SPARE_PROCESSES = 512  # how many processes and threads the child may add to the machine's
 
@@ -53,17 +51,6 @@ def interrupts_left_to_child() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def end_at_interrupt() -> None:
-    """From now on Ctrl-C ends this process at once, for one that leaves nothing behind. KeyboardInterrupt in the middle
-    of an import loses the interpreter's import lock, and threads that import then wait for ever (CPython 3.11)."""
-
-    def end(*_: object) -> None:
-        os.write(2, b"\nstopped\n")
-        os._exit(INTERRUPTED)
-
-    signal.signal(signal.SIGINT, end)
 
 
 def execute(command: list[str]) -> None:

@@ -155,7 +155,7 @@ def test_no_label_lies_on_another_a_point_or_the_frontier(tmp_path, monkeypatch)
     corners = frontier.vertices
     steps = [(corner[0], before[1]) for before, corner in pairwise(corners)]
     line = Path([point for pair in zip(corners, [*steps, corners[-1]], strict=True) for point in pair])
-    assert not any(axes.transData.transform_path(line).intersects_bbox(box, filled=False) for box in boxes)
+    assert not any(axes.transData.transform_path(line).intersects_bbox(box.padded(1), filled=False) for box in boxes)
 
 
 def test_conditions_and_spoiled_runs_are_told(small):

@@ -153,8 +153,8 @@ def test_an_interrupted_sample_is_calm(checkout, trained):
     assert done.stdout.startswith("Once upon a time")
 
 
-@pytest.mark.parametrize("time", range(8))  # one in seven hung in an import
-def test_an_interrupted_doctor_is_calm(checkout, time):
+@pytest.mark.parametrize("attempt", range(8))  # one in seven hung in an import
+def test_an_interrupted_doctor_is_calm(checkout, attempt):
     calm(interrupted(checkout, lambda said: "machine" in said, "prepare.py", "doctor"))
 
 
