@@ -37,6 +37,7 @@ from lab.files import write_atomic  # noqa: E402
 MODEL = {"depth": 4, "width": 256, "head_dim": 64, "softcap": 15.0, "window": "L", "dtype": "float32"}
 PRESET = MODEL | {"vocab": 4096, "sequence_length": 256, "rows": 8, "tokens_per_step": 2**14}
 STORIES = 12_000  # of text for the measurements that need some, about 10 MB
+STEPS = 40  # of a whole run
 BUDGET = 300.0  # seconds of training
 
 
@@ -223,7 +224,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             script.write_text(source)
         for number in range(min(3, options.rounds)):
             run_dir = folder / f"{name}{number}"
-            command = [sys.executable, str(script), "--steps", "40", "--run-dir", str(run_dir)]
+            command = [sys.executable, str(script), "--steps", str(STEPS), "--run-dir", str(run_dir)]
             command += ["--no-score"] if name == "timed" else []
             done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
             if done.returncode:

@@ -1,5 +1,6 @@
 """The benchmarks that are more than a script: what they measure is real, what they fit is what was there."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import pytest
 from conftest import ROOT
 
+from benchmarks import bench as bench_module
 from benchmarks import sweep
 from lab.fit import block_parameters
 
@@ -23,6 +25,15 @@ def test_a_measure_is_printed_and_written_under_its_lasting_name(tmp_path):
     assert report["loader.share"] == report["all"]["loader"]["share"]
     assert 0 < report["loader.share"] < 0.05
     assert "step_seconds" in done.stdout
+
+
+def test_a_whole_run_is_taken_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_module, "STORIES", 400)
+    monkeypatch.setattr(bench_module, "STEPS", 6)
+    found = bench_module.run(argparse.Namespace(rounds=1), tmp_path)
+    assert 0 < found["outside_step_share"] < 0.5
+    assert found["scoring_share"] == found["scoring_s"] / bench_module.BUDGET
+    assert min(found["startup_s"], found["scoring_s"], found["tokens_per_second"]) > 0
 
 
 @pytest.mark.parametrize("arguments", [["lodaer"], ["loader", "--rounds", "1"]])
