@@ -22,7 +22,7 @@ from lab.errors import INTERRUPTED
 
 POLL_SECONDS = 0.05
 GRACE_SECONDS = 0.5
-SHARED_FROM = 256  # rows and columns: sharing costs a third of the optimizer's time at 128, saves a fifth to a third here
+SHARED_FROM = 256  # rows and columns: sharing costs the optimizer a third more at 128, saves a fifth to a third here
 LAST_SECONDS = 60.0  # for the other ranks to end after rank 0 has
 PARENT = "AUTORESEARCH_PARENT"  # process that watches over the ranks of this machine
 
