@@ -200,13 +200,25 @@ POLAR_EXPRESS = (
 
 
 def orthogonalize(g: mx.array) -> mx.array:
-    """(N, R, C) matrices to about the nearest ones whose singular values are all 1."""
+    """(N, R, C) matrices to about the nearest ones whose singular values are all 1.
+
+    A step multiplies by a polynomial of the Gram matrix. Long matrices wait: the polynomials are collected in the small
+    square, half the operations at 1:4 (Gram Newton-Schulz, Dao AI Lab 2026; in float32 it needs no restart)."""
     tall = g.shape[-2] > g.shape[-1]
     x = g.swapaxes(-1, -2) if tall else g
     x = x / (mx.linalg.norm(x, axis=(-2, -1), keepdims=True) * 1.02 + 1e-6)
-    for a, b, c in POLAR_EXPRESS:
-        gram = x @ x.swapaxes(-1, -2)
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    gram = x @ x.swapaxes(-1, -2)
+    if x.shape[-1] < 2 * x.shape[-2]:
+        for a, b, c in POLAR_EXPRESS:
+            x = a * x + (b * gram + c * (gram @ gram)) @ x
+            gram = x @ x.swapaxes(-1, -2)
+    else:
+        product, eye = None, mx.eye(x.shape[-2])
+        for a, b, c in POLAR_EXPRESS:
+            polynomial = a * eye + b * gram + c * (gram @ gram)
+            product = polynomial if product is None else polynomial @ product
+            gram = polynomial @ gram @ polynomial
+        x = product @ x
     return x.swapaxes(-1, -2) if tall else x
 
 

@@ -57,7 +57,7 @@ def test_several_processes_have_the_losses_of_one(checkout, alone, processes):
 
 
 def test_a_model_of_many_messages_has_the_same_losses(checkout):
-    assert 12 * 256**2 > 4 * PIECE  # of gradients; of orthogonalised matrices as many
+    assert 4 * PIECE < 12 * 256**2  # of gradients; of orthogonalised matrices as many
     (whole, alone), (done, shared) = (train(checkout, f"wide{n}", n, rows=8 // n, width=256, depth=1) for n in (1, 2))
     assert whole.returncode == done.returncode == 0, whole.stderr + done.stderr
     assert losses(shared) == pytest.approx(losses(alone), rel=CLOSE)

@@ -64,6 +64,23 @@ def test_orthogonalize_against_svd(load_train, shape):
     assert (alignment > 0.85).all()
 
 
+@pytest.mark.parametrize("kept", [16, 2])
+@pytest.mark.parametrize("shape", [(16, 16), (16, 64), (64, 16), (2, 32)])
+def test_orthogonalize_is_polar_express_in_double_precision(load_train, shape, kept):
+    """Singular values from 1 to 1e-5, or few that are not 0: what rounding of the Gram matrix could turn negative."""
+    train = load_train()
+    u, s, v = np.linalg.svd(np.random.default_rng(0).normal(size=(3, *shape)), full_matrices=False)
+    s[:] = np.geomspace(1, 1e-5, s.shape[-1])
+    s[:, kept:] = 0
+    matrices = ((u * s[:, None]) @ v).astype(np.float32)
+    u, s, v = np.linalg.svd(matrices.astype(np.float64), full_matrices=False)
+    s /= np.linalg.norm(s, axis=-1, keepdims=True) * 1.02 + 1e-6
+    for a, b, c in train.POLAR_EXPRESS:
+        s = a * s + b * s**3 + c * s**5
+    expected = (u * s[:, None]) @ v
+    assert np.array(train.orthogonalize(mx.array(matrices))) == pytest.approx(expected, abs=3e-3)  # 1e-3 seen
+
+
 def test_orthogonalize_of_zero_is_zero(load_train):
     assert not np.array(load_train().orthogonalize(mx.zeros((2, 8, 8)))).any()
 
@@ -263,7 +280,8 @@ def test_muons_products_do_not_grow_with_the_layers(load_train, tmp_path):
         mx.eval(gradients, model.parameters(), optimizer.state)
         optimizer.update(model, gradients, mx.array(1.0), mx.array(0.1))
         products.append(kernels_of([model.parameters(), optimizer.state], tmp_path)["Matmul"])
-    assert products == [3 * 5 * 4] * 2  # Polar Express has five steps of three products, and the shapes are four
+    plain, gram = 5 * 3, 1 + 5 + 4 + 8 + 1  # of the square shape; of the three long ones, the Gram matrix collected
+    assert products == [plain + 3 * gram] * 2
 
 
 def test_schedule(load_train):
