@@ -1,5 +1,10 @@
 """The CPU's own kernels and the chunked cross-entropy, against MLX's plain operations and their gradients."""
 
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -122,3 +127,29 @@ def test_softcap_and_its_gradient(cap):
         [mx.grad(lambda x: mx.square(plain(x)).sum())(x)],
     )
     assert kernels.softcap(x.astype(mx.bfloat16), cap).dtype == mx.float32
+
+
+HUGE = """
+import re
+from lab.backend import mx
+import numpy as np
+
+array = mx.ones((4096, 1024))
+mx.eval(array)
+address, inside = np.asarray(array).ctypes.data, False
+for line in open("/proc/self/smaps"):
+    if found := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
+        inside = int(found[1], 16) <= address < int(found[2], 16)
+    if inside and line.startswith("VmFlags"):
+        print(line)
+"""
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc" or not Path("/sys/kernel/mm/transparent_hugepage").is_dir(),
+    reason="the heap is not glibc's, or the kernel has no huge pages",
+)
+def test_arrays_lie_where_the_kernel_may_use_huge_pages():
+    here = Path(kernels.__file__).parents[1]
+    told = subprocess.run([sys.executable, "-c", HUGE], capture_output=True, text=True, cwd=here, check=True)
+    assert "hg" in told.stdout.split()
