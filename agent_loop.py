@@ -34,7 +34,7 @@ from lab.preset import from_dict
 from lab.proposal import Proposal, check
 from lab.run import ROOT, guarded
 from lab.show import NORMAL, QUIET, examples, silent, verbosity_options
-from lab.source import Rejected, fingerprint, parse
+from lab.source import Rejected, fingerprint, nodes
 
 NIGHTS = ROOT / "nights"
 REDRAWS = 2  # after a proposal that failed its checks, before the sampler takes the slot
@@ -140,7 +140,7 @@ class Night:
             commit=commit,
             source=hashlib.sha256(source.encode()).hexdigest(),
             fingerprint=fingerprint(source, self.settings),
-            nodes=_nodes(source),
+            nodes=nodes(source, self.settings),
             edit=proposal.edit,
         )
         self.edits[number] = proposal.edit or {}
@@ -242,12 +242,6 @@ class Night:
         from lab.agents.search import Search
 
         return Search()
-
-
-def _nodes(source: str) -> int:
-    import ast
-
-    return sum(1 for _ in ast.walk(parse(source)))
 
 
 def open_night(

@@ -119,9 +119,9 @@ def decide(
     """The verdict on a candidate from the val_bpb of all its valid runs and all of the incumbent's.
 
     An empty `incumbent` means that the candidate is the baseline. `rigor="none"` is upstream's rule: keep what
-    is strictly lower. `simpler`: the candidate's train.py has fewer AST nodes. `remeasure=False` never asks for
-    the incumbent (it crashed when it ran again). `to_come`: experiments after this one, None if nobody knows. A kept
-    candidate becomes the incumbent with all its runs.
+    is strictly lower. `simpler`: the candidate's train.py has fewer nodes (lab.source). `remeasure=False` never asks
+    for the incumbent (it crashed when it ran again). `to_come`: experiments after this one, None if nobody knows. A
+    kept candidate becomes the incumbent with all its runs.
     Raises ValueError on an empty candidate or a value that is not finite: only valid runs belong here.
     """
     if not candidate or not all(map(isfinite, (*incumbent, *candidate))):

@@ -17,6 +17,7 @@ from lab.source import (
     definition,
     digest,
     fingerprint,
+    nodes,
     replace_definition,
     search_replace,
     set_constant,
@@ -103,6 +104,13 @@ def test_a_menu_entry_has_the_fingerprint_of_the_file_it_makes():
         for value in options:
             made = fingerprint(set_constant(SOURCE, name, value), SETTINGS)
             assert digest(blank, values | {name: value}) == made
+
+
+def test_a_file_is_simpler_by_less_code_and_not_by_the_value_of_a_constant():
+    for name, options in MENU.items():
+        for value in (constants(SOURCE, SETTINGS)[name].value, *options):
+            assert nodes(set_constant(SOURCE, name, value), SETTINGS) == nodes(SOURCE, SETTINGS)
+    assert nodes(edited("relu(self.up(x)) ** 2", "relu(self.up(x))"), SETTINGS) < nodes(SOURCE, SETTINGS)
 
 
 # The search space
