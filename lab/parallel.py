@@ -56,19 +56,19 @@ def average(loss: Any, gradients: Any) -> tuple[Any, Any]:
     if size() == 1:
         return loss, gradients
     names, leaves = zip(*tree_flatten((loss, gradients)), strict=True)
-    whole = _sum(mx.concatenate([leaf.astype(mx.float32).reshape(-1) for leaf in leaves])) / size()
+    whole = _all_sum(mx.concatenate([leaf.astype(mx.float32).reshape(-1) for leaf in leaves])) / size()
     parts = mx.split(whole, list(accumulate(leaf.size for leaf in leaves[:-1])))
     parts = [part.reshape(leaf.shape).astype(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)]
     loss, gradients = tree_unflatten(list(zip(names, parts, strict=True)))
     return loss, gradients
 
 
-def _sum(vector: Any) -> Any:
-    """Sum over the ranks of a vector, sent in pieces."""
+def _all_sum(array: Any) -> Any:
+    """Sum over the ranks, sent in pieces."""
     from lab.backend import mx
 
-    pieces = mx.split(vector, range(PIECE, vector.size, PIECE))
-    return mx.concatenate([mx.distributed.all_sum(piece) for piece in pieces])
+    pieces = mx.split(array.reshape(-1), range(PIECE, array.size, PIECE))
+    return mx.concatenate([mx.distributed.all_sum(piece) for piece in pieces]).reshape(array.shape)
 
 
 def in_shares(function: Callable[[Any], Any], stack: Any) -> Any:
@@ -82,7 +82,7 @@ def in_shares(function: Callable[[Any], Any], stack: Any) -> Any:
     whole = [mx.zeros((first, *stack.shape[1:])), mx.zeros((len(stack) - last, *stack.shape[1:]))]
     if last > first:
         whole.insert(1, function(stack[first:last]))
-    return _sum(mx.concatenate(whole).reshape(-1)).reshape(stack.shape)
+    return _all_sum(mx.concatenate(whole))
 
 
 def rank_0s(value: float) -> float:
