@@ -36,6 +36,7 @@ GATE_CHANNELS = 32  # of the input that decide the value gate
 DTYPE = SETTINGS.dtype  # of activations; parameters are float32
 
 TOKENS_PER_STEP = SETTINGS.tokens_per_step  # tokens per optimizer step
+DOUBLING = SETTINGS.doubling  # share of the budget after which a step takes twice the tokens; 1 for never
 ROWS = SETTINGS.rows  # sequences per forward and backward pass
 MATRIX_LR = SETTINGS.matrix_lr  # Muon
 EMBEDDING_LR = SETTINGS.embedding_lr  # AdamW, token and value embeddings
@@ -328,27 +329,33 @@ def main(run) -> nn.Module:
     """Train for as long as the run's clock allows and return the model."""
     model = build_model(run.vocab_size)
     optimizer = MuonAdamW(model)
-    passes = TOKENS_PER_STEP // (ROWS * SEQUENCE_LENGTH * run.processes)
+    tokens_per_pass = ROWS * SEQUENCE_LENGTH * run.processes
     batches = run.batches(ROWS)
     # On the CPU compiling gains nothing (1.91 against 1.86 s a step) and costs a minute of g++ for new constants.
     step, state = make_step(model, optimizer, compiled=mx.metal.is_available())
     run.begin(model, flops_per_token=flops_per_token(model), depth=DEPTH, width=WIDTH, tokens_per_step=TOKENS_PER_STEP)
 
     def next_batch() -> tuple[mx.array, mx.array]:
-        inputs, targets = zip(*islice(batches, passes), strict=True)
+        tokens = TOKENS_PER_STEP * (2 if run.clock.progress > DOUBLING else 1)
+        inputs, targets = zip(*islice(batches, tokens // tokens_per_pass), strict=True)
         return mx.array(np.stack(inputs)), mx.array(np.stack(targets))
+
+    def record(number: int, loss: mx.array, tokens: int, rate: float) -> None:
+        run.record(number, loss.item(), tokens, rate=rate)
 
     batch = next_batch()
     in_flight = None  # the step that the device works on while the next one is made ready
     for number in run.clock:
+        tokens = batch[0].size * run.processes
         rate, decay = schedule(run.clock.progress)
+        rate *= (tokens / TOKENS_PER_STEP) ** 0.5
         loss = step(*batch, mx.array(rate), mx.array(decay))
         mx.async_eval(loss, state)
         batch = next_batch()
         if in_flight:
-            run.record(in_flight[0], in_flight[1].item(), TOKENS_PER_STEP, rate=in_flight[2])
-        in_flight = (number, loss, rate)
-    run.record(in_flight[0], in_flight[1].item(), TOKENS_PER_STEP, rate=in_flight[2])
+            record(*in_flight)
+        in_flight = (number, loss, tokens, rate)
+    record(*in_flight)
     return model
 
 

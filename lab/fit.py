@@ -29,7 +29,7 @@ import numpy as np
 
 from lab import machine
 from lab.files import cache_root, write_atomic
-from lab.preset import Preset, to_dict
+from lab.preset import Batch, Preset, to_dict
 
 ROOT = Path(__file__).resolve().parent.parent
 MEMORY_SHARE = 0.5  # of the machine's memory that a training may take
@@ -210,8 +210,17 @@ def train_shortly(preset: Preset, prepared: Path) -> Measured | None:
             record = json.loads((run / "train.json").read_text())
         except (OSError, subprocess.SubprocessError, ValueError):
             return None
-    each = [after["seconds"] - before["seconds"] for before, after in pairwise(steps[2:])]
-    return Measured(preset, preset.batch.tokens_per_step / median(each), record["peak_memory_mb"])
+    return Measured(preset, speed(steps[2:], preset.batch), record["peak_memory_mb"])
+
+
+def speed(steps: list[dict[str, Any]], batch: Batch) -> float:
+    """Tokens per second over a budget, from a few of its steps: medians, of usual and of doubled ones for the shares of
+    the budget that they have."""
+    seconds: dict[int, list[float]] = {}
+    for before, after in pairwise(steps):
+        seconds.setdefault(after["tokens"] - before["tokens"], []).append(after["seconds"] - before["seconds"])
+    usual, *doubled = (tokens / median(each) for tokens, each in sorted(seconds.items()))
+    return batch.doubling * usual + (1 - batch.doubling) * doubled[0] if doubled else usual
 
 
 def fit(preset: Preset, prepared: Path, say: Say) -> dict[str, Any] | None:

@@ -63,6 +63,7 @@ class Batch:
     tokens_per_step: int  # tokens per optimizer step
     rows: int  # sequences per forward and backward pass; the rest of a step is accumulated
     processes: int = 1  # that train as one on this machine; each takes its share of a step (lab/parallel.py)
+    doubling: float = 1.0  # share of the time budget after which a step takes twice the tokens; 1 means never
 
 
 @dataclass(frozen=True)
@@ -241,6 +242,7 @@ def validate(preset: Preset, where: str) -> None:
             f"must be a multiple of rows x sequence_length x processes = {per_pass}",
         ),
         (batch.processes > 0, "batch.processes", "must be positive"),
+        (0 <= batch.doubling <= 1, "batch.doubling", "is a share of the run: 0 to 1"),
         (
             all(value > 0 for key, value in vars(rates).items() if key.endswith("_lr") and key != "final_lr"),
             "optimizer.*_lr",

@@ -35,7 +35,7 @@ ALIASES = {
 KINDS = (  # the first pattern found in the name decides
     ("window", r"WINDOW"),
     ("steps", r"STEPS$"),
-    ("share", r"^WARM(UP|DOWN)(_RATIO)?$|FINAL|FRAC|SHARE|DROPOUT"),
+    ("share", r"^WARM(UP|DOWN)(_RATIO)?$|^DOUBLING$|FINAL|FRAC|SHARE|DROPOUT"),
     ("rate", r"(^|_)LR($|_)|LEARNING_RATE"),
     ("decay", r"DECAY"),
     ("momentum", r"MOMENTUM|BETA"),

@@ -4,11 +4,12 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lab import fit
-from lab.fit import Fitting, Measured, operations, possible, predicted_bpb, token_seconds, with_model
-from lab.preset import from_dict, load, to_dict
+from lab.fit import Fitting, Measured, operations, possible, predicted_bpb, speed, token_seconds, with_model
+from lab.preset import Batch, from_dict, load, to_dict
 
 PRESET = load("tinystories")
 GFLOPS = 100e9
@@ -89,6 +90,17 @@ def test_a_candidate_that_fails_or_takes_too_much_is_left_out():
 
     one = Fitting(10_000, measure, lambda line: None)
     assert one.batch(measure(PRESET), ("bfloat16",)).preset == PRESET
+
+
+def test_speed_is_the_budgets_average_of_usual_and_doubled_steps():
+    def steps(*tokens):
+        total, seconds = np.cumsum(tokens), np.cumsum([0.1 if n == 100 else 0.125 for n in tokens])
+        return [{"tokens": n, "seconds": s} for n, s in zip(total, seconds, strict=True)]
+
+    batch = Batch(tokens_per_step=100, rows=1, doubling=0.25)
+    assert speed(steps(100, 100, 100), batch) == pytest.approx(1000)
+    assert speed(steps(200, 200, 200), batch) == pytest.approx(1600)
+    assert speed(steps(100, 100, 100, 200, 200), batch) == pytest.approx(0.25 * 1000 + 0.75 * 1600)
 
 
 def test_the_rule_falls_with_size_and_with_tokens():

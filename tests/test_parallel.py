@@ -22,9 +22,9 @@ def checkout(tmp_path_factory):
 
 
 def train(checkout: Checkout, name: str, processes: int, *launcher: str, script="train.py", rows=8, **model: int):
-    """A run of STEPS steps of 512 tokens in which every process takes its share; (process, its folder)."""
+    """A run of STEPS steps of 512 tokens, then 1,024, in which every process takes its share; (process, its folder)."""
     settings = json.loads((checkout.cache / "current.json").read_text())
-    settings["preset"]["batch"] = {"rows": rows, "tokens_per_step": 512, "processes": processes}
+    settings["preset"]["batch"] = {"rows": rows, "tokens_per_step": 512, "processes": processes, "doubling": 0.35}
     settings["preset"]["model"] |= model
     path, folder = checkout.cache / f"{name}.json", checkout.cache / name
     path.write_text(json.dumps(settings))

@@ -337,7 +337,7 @@ def prepared(tmp_path_factory):
     current = folder / "cache" / "current.json"
     record = json.loads(current.read_text())
     record["preset"]["model"] |= {"depth": 2, "width": 64, "head_dim": 32}
-    record["preset"]["batch"] |= {"rows": 8, "tokens_per_step": 512, "processes": 1}
+    record["preset"]["batch"] |= {"rows": 8, "tokens_per_step": 512, "processes": 1, "doubling": 1.0}
     current.write_text(json.dumps(record))
     return folder, env
 
@@ -380,6 +380,25 @@ def test_a_run_learns_writes_its_records_and_repeats(prepared):
     assert again == losses
     _, other = run_train(prepared, "other", "--steps", "3", "--seed", "2", "--no-score")
     assert other != losses[:3]
+
+
+def test_a_step_doubles_when_its_share_of_the_budget_is_spent(prepared):
+    folder, env = prepared
+    record = json.loads((folder / "cache" / "current.json").read_text())
+    record["preset"]["batch"] |= {"doubling": 0.5}
+    (folder / "doubling.json").write_text(json.dumps(record))
+    doubling = folder, env | {"AUTORESEARCH_SETTINGS": str(folder / "doubling.json")}
+    done, losses = run_train(doubling, "doubling", "--steps", "8", "--no-score")
+    assert done.returncode == 0, done.stderr
+    _, usual = run_train(prepared, "usual", "--steps", "8", "--no-score")
+    assert losses[:6] == usual[:6]
+    steps, others = (
+        [json.loads(line) for line in (folder / name / "steps.jsonl").read_text().splitlines()]
+        for name in ("doubling", "usual")
+    )
+    assert [step["tokens"] for step in steps] == [512 * n for n in (1, 2, 3, 4, 5, 6, 8, 10)]
+    for step, other in zip(steps[6:], others[6:], strict=True):
+        assert step["rate"] == pytest.approx(2**0.5 * other["rate"])
 
 
 def test_the_budget_is_kept(prepared):
