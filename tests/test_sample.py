@@ -134,7 +134,7 @@ def test_a_chat_on_a_terminal_tells_its_commands_and_ends_with_ctrl_d(checkout):
 
 
 def test_ctrl_c_ends_a_continuation_and_not_the_chat(checkout):
-    command = checkout.command("prepare.py", "sample", "runs/a", "--chat", "--tokens", 10**6, "--temperature", 1)
+    command = checkout.command("prepare.py", "sample", "runs/a", "--chat", "--tokens", 10**6, "--temperature", 0)
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     with subprocess.Popen(command, **checkout.where(), **pipes) as chat:
         chat.stdin.write(b"The cat\nThe dog\n")
