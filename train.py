@@ -5,8 +5,9 @@
 
 Techniques, by paper: rotary embeddings (2104.09864), QK norm (2010.04245), relu squared (2109.08668), value residual as
 gated value embeddings (2410.17897), smear (nanochat 2026), here before every sublayer too, a canon layer of one tap
-(2512.17351), tanh softcap (2408.00118), sliding windows (2004.05150), Muon (Jordan 2024), Polar Express (2505.16932),
-NorMuon (2510.05491), cautious weight decay (2510.12402).
+(2512.17351), exclusive self attention (2603.09078), gated heads (2505.06708), tanh softcap (2408.00118), sliding
+windows (2004.05150), Muon (Jordan 2024), Polar Express (2505.16932), NorMuon (2510.05491), cautious weight
+decay (2510.12402).
 """
 
 from functools import partial
@@ -31,8 +32,8 @@ MLP_RATIO = 4  # hidden channels of the MLP, as a multiple of WIDTH
 WINDOW = SETTINGS.window  # attention per layer: L full context, S half of it; the last layer is always L
 SOFTCAP = SETTINGS.softcap  # bound of the logits, 0 for none
 ROPE_BASE = 10_000.0  # slowest rotation, in tokens
-QK_SCALE = 1.2  # sharpening of normed queries and keys, each
-GATE_CHANNELS = 32  # of the input that decide the value gate
+QK_SCALE = 1.0  # sharpening of normed queries and keys, each
+GATE_CHANNELS = 32  # of the input that decide the gates of heads and values
 DTYPE = SETTINGS.dtype  # of activations; parameters are float32
 
 TOKENS_PER_STEP = SETTINGS.tokens_per_step  # tokens per optimizer step
@@ -45,9 +46,7 @@ SCALAR_LR = SETTINGS.scalar_lr  # AdamW, per-layer scalars
 SMEAR_LR = 0.05  # AdamW, shares of the previous token
 WEIGHT_DECAY = SETTINGS.weight_decay  # of the matrices, at the start; falls to 0
 ADAM_BETAS = (0.8, 0.95)  # decay of the first moment in a step, of the second in 2^14 tokens (2507.07101)
-MUON_MOMENTUM = 0.95  # after its warm-up
-MUON_MOMENTUM_START = 0.85  # at the start
-MUON_MOMENTUM_STEPS = 300  # steps from start to full momentum
+MUON_MOMENTUM = 0.88  # decay of Muon's gradients, a step
 NORMUON_BETA = 0.95  # decay of the second moment of Muon's rows
 WARMUP = SETTINGS.warmup  # share of the budget over which rates rise
 WARMDOWN = SETTINGS.warmdown  # share of the budget over which rates fall
@@ -78,8 +77,19 @@ class Linear(nn.Module):
         return x @ self.weight.astype(x.dtype).T
 
 
+class Gate(nn.Module):
+    """(B, T, C) to a factor from 0 to 2 of each head, (B, T, heads, 1); 1 at the start."""
+
+    def __init__(self, heads: int):
+        super().__init__()
+        self.weight = mx.zeros((heads, min(GATE_CHANNELS, WIDTH)))
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return 2 * mx.sigmoid(x[..., :GATE_CHANNELS] @ self.weight.astype(x.dtype).T)[..., None]
+
+
 class Attention(nn.Module):
-    """Causal attention with rotary positions and normed queries and keys; values may get a gated embedding."""
+    """Causal attention: rotary positions, normed queries and keys, gated heads; values may get a gated embedding."""
 
     def __init__(self, layer: int):
         super().__init__()
@@ -90,22 +100,25 @@ class Attention(nn.Module):
         self.value = Linear(WIDTH, WIDTH, bound)
         self.out = Linear(WIDTH, WIDTH, 0.0)  # blocks start as the identity
         self.short = WINDOW[layer % len(WINDOW)] == "S" and layer < DEPTH - 1
+        self.head_gate = Gate(self.heads)
         if has_value_embedding(layer):
-            self.gate = Linear(min(GATE_CHANNELS, WIDTH), self.heads, 0.0)
+            self.value_gate = Gate(self.heads)
 
     def __call__(self, x: mx.array, value_embedding: mx.array | None) -> mx.array:
         B, T, _ = x.shape
         split = (B, T, self.heads, HEAD_DIM)
         q, k, v = (f(x).reshape(split) for f in (self.query, self.key, self.value))
         if value_embedding is not None:
-            gate = 2 * mx.sigmoid(self.gate(x[..., :GATE_CHANNELS]))  # (B, T, heads), 1 at the start
-            v = v + gate[..., None] * value_embedding.reshape(split)
+            v = v + self.value_gate(x) * value_embedding.reshape(split)
         q, k, v = (t.transpose(0, 2, 1, 3) for t in (q, k, v))  # (B, heads, T, HEAD_DIM)
         rotate = partial(mx.fast.rope, dims=HEAD_DIM, traditional=False, base=ROPE_BASE, scale=1.0, offset=0)
         q, k = norm(rotate(q)), norm(rotate(k))
         window = max(1, T // 2) if self.short else None
         y = attention(q, k, v, scale=QK_SCALE**2 / HEAD_DIM**0.5, window=window)
-        return self.out(y.transpose(0, 2, 1, 3).reshape(B, T, WIDTH))
+        own = norm(v)
+        y = y - mx.mean(y * own, axis=-1, keepdims=True) * own  # what a token gets is not its own value again
+        y = y.transpose(0, 2, 1, 3) * self.head_gate(x)
+        return self.out(y.reshape(B, T, WIDTH))
 
 
 class MLP(nn.Module):
@@ -271,10 +284,9 @@ class MuonAdamW:
 
     def _muon(self, shape: str, p: mx.array, g: mx.array, rate: mx.array, decay: mx.array) -> mx.array:
         """(N, R, C) parameters and gradients of one shape to new parameters."""
-        warm = mx.minimum(self.state["step"] / MUON_MOMENTUM_STEPS, 1.0)
-        momentum = MUON_MOMENTUM_START + (MUON_MOMENTUM - MUON_MOMENTUM_START) * warm
-        first = self.state["first"][shape] = momentum * self.state["first"][shape] + (1 - momentum) * g
-        u = in_shares(orthogonalize, momentum * first + (1 - momentum) * g)  # Nesterov's look ahead
+        first = MUON_MOMENTUM * self.state["first"][shape] + (1 - MUON_MOMENTUM) * g
+        self.state["first"][shape] = first
+        u = in_shares(orthogonalize, MUON_MOMENTUM * first + (1 - MUON_MOMENTUM) * g)  # Nesterov's look ahead
         u = self._even_out(shape, u)
         size = MATRIX_LR * rate * max(1.0, p.shape[-2] / p.shape[-1]) ** 0.5
         return p - size * (u + decay * p * (u * p > 0))  # decay only what the step shrinks too

@@ -29,19 +29,23 @@ class Block(nn.Module):
         self.heads, self.head_dim = width // head_dim, head_dim
         self.query, self.key, self.value, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
         self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
-        self.gate = nn.Linear(32, self.heads, bias=False) if has_value_embedding else None
+        self.head_gate = nn.Linear(32, self.heads, bias=False)
+        self.value_gate = nn.Linear(32, self.heads, bias=False) if has_value_embedding else None
 
     def forward(self, x: Tensor, value_embedding: Tensor | None, shares: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         B, T, C = x.shape
         h = smear(norm(x), shares[0])
         q, k, v = (f(h).view(B, T, self.heads, self.head_dim) for f in (self.query, self.key, self.value))
         if value_embedding is not None:
-            gate = 2 * torch.sigmoid(self.gate(h[..., :32]))
+            gate = 2 * torch.sigmoid(self.value_gate(h[..., :32]))
             v = v + gate[..., None] * value_embedding.view(B, T, self.heads, self.head_dim)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         q, k = norm(rotate(q, cos, sin)), norm(rotate(k, cos, sin))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.44 / self.head_dim**0.5)
-        x = x + self.out(y.transpose(1, 2).reshape(B, T, C))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.head_dim**-0.5)
+        own = norm(v)
+        y = (y - (y * own).mean(-1, keepdim=True) * own).transpose(1, 2)
+        y = y * (2 * torch.sigmoid(self.head_gate(h[..., :32])))[..., None]
+        x = x + self.out(y.reshape(B, T, C))
         return x + self.down(F.relu(self.up(smear(norm(x), shares[1]))).square())
 
 
@@ -67,7 +71,7 @@ class GPT(nn.Module):
         x = norm(self.embedding(tokens))
         x = x0 = norm(smear(x, self.smear[0]))
         for i, block in enumerate(self.blocks):
-            value_embedding = self.value_embeddings[str(i)](tokens) if block.gate is not None else None
+            value_embedding = self.value_embeddings[str(i)](tokens) if block.value_gate is not None else None
             x = self.residual_lambdas[i] * x + self.embedding_lambdas[i] * x0
             x = block(x, value_embedding, self.smear[2 * i + 1 : 2 * i + 3], self.cos, self.sin)
         logits = self.head(norm(x)).float()

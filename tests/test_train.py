@@ -138,6 +138,7 @@ def test_a_short_window_is_a_naive_mask(load_train):
     attention = train.build_model(50).blocks[0].attention
     assert attention.short
     attention.out.weight = mx.eye(32)
+    attention.head_gate.weight = 0.3 * mx.random.normal((2, 32), key=mx.random.key(6))
     x = mx.random.normal((2, 16, 32), key=mx.random.key(5))
     result = np.array(attention(x, None))
 
@@ -161,7 +162,10 @@ def test_a_short_window_is_a_naive_mask(load_train):
             if j > i or j <= i - half:
                 scores[..., i, j] = -np.inf
     weights = np.exp(scores - scores.max(-1, keepdims=True))
-    expected = (weights / weights.sum(-1, keepdims=True) @ v).transpose(0, 2, 1, 3).reshape(2, T, 32)
+    y = weights / weights.sum(-1, keepdims=True) @ v
+    y -= (y * v).sum(-1, keepdims=True) / (v * v).sum(-1, keepdims=True) * v  # nothing of a token's own value
+    gate = 2 / (1 + np.exp(-np.array(x) @ np.array(attention.head_gate.weight).T))  # (2, T, heads)
+    expected = (y.transpose(0, 2, 1, 3) * gate[..., None]).reshape(2, T, 32)
     assert result == pytest.approx(expected, abs=2e-4)
 
 
@@ -254,7 +258,7 @@ def test_compiling_halves_the_kernels_of_metals_step(load_train, monkeypatch, tm
             count[depth, compiled] = kernels_of(metals_step(train, compiled)(), tmp_path).total()
     assert count[4, True] < 0.55 * count[4, False]
     # MLX without a GPU shows norms, rope and attention by their parts, so that a layer counts for more than on Metal.
-    assert (count[4, True] - count[2, True]) / 2 < 170  # a layer
+    assert (count[4, True] - count[2, True]) / 2 < 200  # a layer
 
 
 def test_metals_step_is_traced_once_whatever_the_rates_and_never_waits(load_train, monkeypatch):
