@@ -268,9 +268,9 @@ class MuonAdamW:
         parameters, gradients = dict(tree_flatten(model.trainable_parameters())), dict(tree_flatten(gradients))
         self.state["step"] = self.state["step"] + 1
         changed = {name: self._adam(name, parameters[name], gradients[name], rate) for name in self.adam_rates}
-        for shape, names in self.stacks.items():
-            stack = mx.stack([parameters[n] for n in names])
-            stack = self._muon(shape, stack, mx.stack([gradients[n] for n in names]), rate, decay)
+        ahead = [self._ahead(shape, mx.stack([gradients[n] for n in names])) for shape, names in self.stacks.items()]
+        for (shape, names), u in zip(self.stacks.items(), in_shares(orthogonalize, ahead), strict=True):
+            stack = self._muon(shape, mx.stack([parameters[n] for n in names]), u, rate, decay)
             changed |= dict(zip(names, stack, strict=True))
         model.update(tree_unflatten(list(changed.items())))
 
@@ -282,11 +282,13 @@ class MuonAdamW:
         size = self.adam_rates[name] * rate * mx.sqrt(1 - beta2**step) / (1 - beta1**step)
         return p - size * first / (mx.sqrt(second) + 1e-10)
 
-    def _muon(self, shape: str, p: mx.array, g: mx.array, rate: mx.array, decay: mx.array) -> mx.array:
-        """(N, R, C) parameters and gradients of one shape to new parameters."""
-        first = MUON_MOMENTUM * self.state["first"][shape] + (1 - MUON_MOMENTUM) * g
-        self.state["first"][shape] = first
-        u = in_shares(orthogonalize, MUON_MOMENTUM * first + (1 - MUON_MOMENTUM) * g)  # Nesterov's look ahead
+    def _ahead(self, shape: str, g: mx.array) -> mx.array:
+        """(N, R, C) gradients of one shape to their moving average, with Nesterov's look ahead."""
+        first = self.state["first"][shape] = MUON_MOMENTUM * self.state["first"][shape] + (1 - MUON_MOMENTUM) * g
+        return MUON_MOMENTUM * first + (1 - MUON_MOMENTUM) * g
+
+    def _muon(self, shape: str, p: mx.array, u: mx.array, rate: mx.array, decay: mx.array) -> mx.array:
+        """(N, R, C) parameters and orthogonal directions of one shape to new parameters."""
         u = self._even_out(shape, u)
         size = MATRIX_LR * rate * max(1.0, p.shape[-2] / p.shape[-1]) ** 0.5
         return p - size * (u + decay * p * (u * p > 0))  # decay only what the step shrinks too

@@ -64,25 +64,31 @@ def average(loss: Any, gradients: Any) -> tuple[Any, Any]:
 
 
 def _all_sum(array: Any) -> Any:
-    """Sum over the ranks, sent in pieces."""
+    """Sum over the ranks of a vector, sent in pieces.
+
+    No two of these may be independent of each other: MLX orders independent operations by the shape of the graph, which
+    differs between ranks, and then unlike pieces are summed."""
     from lab.backend import mx
 
-    pieces = mx.split(array.reshape(-1), range(PIECE, array.size, PIECE))
-    return mx.concatenate([mx.distributed.all_sum(piece) for piece in pieces]).reshape(array.shape)
+    pieces = mx.split(array, range(PIECE, array.size, PIECE))
+    return mx.concatenate([mx.distributed.all_sum(piece) for piece in pieces])
 
 
-def in_shares(function: Callable[[Any], Any], stack: Any) -> Any:
-    """function(stack) for a function that treats each of the stack's (N, R, C) matrices alone: every rank does its
-    share, all get the whole."""
+def in_shares(function: Callable[[Any], Any], stacks: list[Any]) -> list[Any]:
+    """function(stack) of each stack, for a function that treats each of its (N, R, C) matrices alone: every rank does
+    its share of every stack, all get the whole, in one sum."""
     from lab.backend import mx
 
     if size() == 1:
-        return function(stack)
-    first, last = (len(stack) * number // size() for number in (rank(), rank() + 1))
-    whole = [mx.zeros((first, *stack.shape[1:])), mx.zeros((len(stack) - last, *stack.shape[1:]))]
-    if last > first:
-        whole.insert(1, function(stack[first:last]))
-    return _all_sum(mx.concatenate(whole))
+        return [function(stack) for stack in stacks]
+    whole = []
+    for stack in stacks:
+        first, last = (len(stack) * number // size() for number in (rank(), rank() + 1))
+        share = [function(stack[first:last])] if last > first else []
+        whole += [mx.zeros((first, *stack.shape[1:])), *share, mx.zeros((len(stack) - last, *stack.shape[1:]))]
+    total = _all_sum(mx.concatenate([part.reshape(-1) for part in whole]))
+    parts = mx.split(total, list(accumulate(stack.size for stack in stacks[:-1])))
+    return [part.reshape(stack.shape) for part, stack in zip(parts, stacks, strict=True)]
 
 
 def rank_0s(value: float) -> float:
