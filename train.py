@@ -4,10 +4,9 @@
     python train.py --minutes 0.2     a smoke run
 
 Techniques, by paper: rotary embeddings (2104.09864), QK norm (2010.04245), relu squared (2109.08668), value residual as
-gated value embeddings (2410.17897), smear (nanochat 2026), here before every sublayer too, a canon layer of one tap
-(2512.17351), exclusive self attention (2603.09078), gated heads (2505.06708), tanh softcap (2408.00118), sliding
-windows (2004.05150), Muon (Jordan 2024), Polar Express (2505.16932), NorMuon (2510.05491), cautious weight
-decay (2510.12402).
+gated value embeddings (2410.17897), smear (nanochat 2026), before every sublayer too (2512.17351), exclusive attention
+(2603.09078), gated heads (2505.06708), tanh softcap (2408.00118), sliding windows (2004.05150), Muon (Jordan 2024),
+Polar Express (2505.16932), NorMuon (2510.05491), cautious weight decay (2510.12402).
 """
 
 from functools import partial
@@ -78,7 +77,7 @@ class Linear(nn.Module):
 
 
 class Gate(nn.Module):
-    """(B, T, C) to a factor from 0 to 2 of each head, (B, T, heads, 1); 1 at the start."""
+    """(B, T, C) to each head's factor (B, T, heads, 1) from 0 to 2, at first 1."""
 
     def __init__(self, heads: int):
         super().__init__()
@@ -89,7 +88,7 @@ class Gate(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal attention: rotary positions, normed queries and keys, gated heads; values may get a gated embedding."""
+    """Causal attention with gated heads; values may get a gated embedding."""
 
     def __init__(self, layer: int):
         super().__init__()
@@ -116,7 +115,7 @@ class Attention(nn.Module):
         window = max(1, T // 2) if self.short else None
         y = attention(q, k, v, scale=QK_SCALE**2 / HEAD_DIM**0.5, window=window)
         own = norm(v)
-        y = y - mx.mean(y * own, axis=-1, keepdims=True) * own  # what a token gets is not its own value again
+        y = y - mx.mean(y * own, axis=-1, keepdims=True) * own  # not its own value again
         y = y.transpose(0, 2, 1, 3) * self.head_gate(x)
         return self.out(y.reshape(B, T, WIDTH))
 
@@ -283,12 +282,13 @@ class MuonAdamW:
         return p - size * first / (mx.sqrt(second) + 1e-10)
 
     def _ahead(self, shape: str, g: mx.array) -> mx.array:
-        """(N, R, C) gradients of one shape to their moving average, with Nesterov's look ahead."""
-        first = self.state["first"][shape] = MUON_MOMENTUM * self.state["first"][shape] + (1 - MUON_MOMENTUM) * g
-        return MUON_MOMENTUM * first + (1 - MUON_MOMENTUM) * g
+        """(N, R, C) gradients of one shape to their average with Nesterov's look ahead."""
+        m = MUON_MOMENTUM
+        first = self.state["first"][shape] = m * self.state["first"][shape] + (1 - m) * g
+        return m * first + (1 - m) * g
 
     def _muon(self, shape: str, p: mx.array, u: mx.array, rate: mx.array, decay: mx.array) -> mx.array:
-        """(N, R, C) parameters and orthogonal directions of one shape to new parameters."""
+        """(N, R, C) parameters and directions to new parameters."""
         u = self._even_out(shape, u)
         size = MATRIX_LR * rate * max(1.0, p.shape[-2] / p.shape[-1]) ** 0.5
         return p - size * (u + decay * p * (u * p > 0))  # decay only what the step shrinks too
