@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import accumulate
 from typing import Any
@@ -51,44 +51,42 @@ def average(loss: Any, gradients: Any) -> tuple[Any, Any]:
     """Mean over the ranks of a scalar and of a tree of arrays."""
     from mlx.utils import tree_flatten, tree_unflatten
 
-    from lab.backend import mx
-
     if size() == 1:
         return loss, gradients
     names, leaves = zip(*tree_flatten((loss, gradients)), strict=True)
-    whole = _all_sum(mx.concatenate([leaf.astype(mx.float32).reshape(-1) for leaf in leaves])) / size()
-    parts = mx.split(whole, list(accumulate(leaf.size for leaf in leaves[:-1])))
-    parts = [part.reshape(leaf.shape).astype(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)]
-    loss, gradients = tree_unflatten(list(zip(names, parts, strict=True)))
+    means = [total / size() for total in _all_sum(leaves)]
+    loss, gradients = tree_unflatten(list(zip(names, means, strict=True)))
     return loss, gradients
-
-
-def _all_sum(array: Any) -> Any:
-    """Sum over the ranks of a vector, sent in pieces.
-
-    No two of these may be independent of each other: MLX orders independent operations by the shape of the graph, which
-    differs between ranks, and then unlike pieces are summed."""
-    from lab.backend import mx
-
-    pieces = mx.split(array, range(PIECE, array.size, PIECE))
-    return mx.concatenate([mx.distributed.all_sum(piece) for piece in pieces])
 
 
 def in_shares(function: Callable[[Any], Any], stacks: list[Any]) -> list[Any]:
     """function(stack) of each stack, for a function that treats each of its (N, R, C) matrices alone: every rank does
-    its share of every stack, all get the whole, in one sum."""
+    its share of every stack, all get the whole."""
     from lab.backend import mx
 
     if size() == 1:
         return [function(stack) for stack in stacks]
-    whole = []
+    shares = []
     for stack in stacks:
         first, last = (len(stack) * number // size() for number in (rank(), rank() + 1))
         share = [function(stack[first:last])] if last > first else []
-        whole += [mx.zeros((first, *stack.shape[1:])), *share, mx.zeros((len(stack) - last, *stack.shape[1:]))]
-    total = _all_sum(mx.concatenate([part.reshape(-1) for part in whole]))
-    parts = mx.split(total, list(accumulate(stack.size for stack in stacks[:-1])))
-    return [part.reshape(stack.shape) for part, stack in zip(parts, stacks, strict=True)]
+        before, after = (mx.zeros((count, *stack.shape[1:])) for count in (first, len(stack) - last))
+        shares.append(mx.concatenate([before, *share, after]))
+    return _all_sum(shares)
+
+
+def _all_sum(arrays: Sequence[Any]) -> list[Any]:
+    """Each of these arrays, summed over the ranks in float32: sent as one vector, in pieces.
+
+    A step's calls have to follow from each other. MLX orders what is independent by the shape of the graph, which
+    differs between ranks, and unlike pieces would be summed."""
+    from lab.backend import mx
+
+    vector = mx.concatenate([array.astype(mx.float32).reshape(-1) for array in arrays])
+    pieces = mx.split(vector, range(PIECE, vector.size, PIECE))
+    total = mx.concatenate([mx.distributed.all_sum(piece) for piece in pieces])
+    parts = mx.split(total, list(accumulate(array.size for array in arrays[:-1])))
+    return [part.reshape(array.shape).astype(array.dtype) for part, array in zip(parts, arrays, strict=True)]
 
 
 def rank_0s(value: float) -> float:
