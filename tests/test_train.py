@@ -111,6 +111,28 @@ def test_adamw_against_its_formula(load_train, tokens_per_step):
     assert np.array(model.head) == pytest.approx(before, abs=1e-5)
 
 
+def test_muon_against_its_formula(load_train):
+    """Momentum with Nesterov's look ahead, then NorMuon's even rows; orthogonalize has tests of its own."""
+    train = load_train()
+    model = train.build_model(50)
+    optimizer = train.MuonAdamW(model)
+    up, m, beta = model.blocks[0].mlp.up, train.MUON_MOMENTUM, train.NORMUON_BETA
+    expected, first, second = np.array(up.weight, np.float64), 0.0, 0.0
+    for step in range(3):
+        g = np.array(mx.random.normal(up.weight.shape, key=mx.random.key(step)))
+        gradients = nn.utils.tree_map(mx.zeros_like, model.trainable_parameters())
+        gradients["blocks"][0]["mlp"]["up"]["weight"] = mx.array(g)
+        optimizer.update(model, gradients, mx.array(1.0), mx.array(0.0))
+        first = m * first + (1 - m) * g
+        u = np.array(train.orthogonalize(mx.array(m * first + (1 - m) * g)[None])[0], np.float64)
+        mean = (u**2).mean(-1, keepdims=True)
+        second = beta * second + (1 - beta) * mean
+        even = u / np.sqrt(second)
+        even *= np.linalg.norm(u) / np.linalg.norm(even)
+        expected -= train.MATRIX_LR * (u.shape[0] / u.shape[1]) ** 0.5 * even
+    assert np.array(up.weight) == pytest.approx(expected, abs=1e-5)
+
+
 def test_weight_decay_only_shrinks_what_the_step_shrinks(load_train):
     train = load_train()
     model = train.build_model(50)
