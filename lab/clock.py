@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from lab.machine import seconds_with_sleep
 
 WARMUP_STEPS = 2  # the first step compiles; with one step in flight the second still waits for it
-WARMUP_SECONDS = 45.0  # a cold compile on the CPU takes 15-30 s
+WARMUP_SECONDS = 45.0  # of compiling that are not billed
 
 
 class Clock:
@@ -39,8 +39,8 @@ class Clock:
 
     @property
     def elapsed(self) -> float:
-        """Billed seconds."""
-        return time.perf_counter() - self.billed_from
+        """Billed seconds, 0 before the first step."""
+        return time.perf_counter() - self.billed_from if self.begun else 0.0
 
     @property
     def progress(self) -> float:

@@ -30,6 +30,11 @@ def test_the_budget_ends_the_run(machine):
     assert ours.progress == 1.0
 
 
+def test_before_the_first_step_nothing_is_spent(machine):
+    ours = Clock(minutes=0.5)
+    assert (ours.elapsed, ours.progress, ours.remaining) == (0, 0, 30)
+
+
 def test_a_step_that_is_begun_is_finished_and_billed(machine):
     ours = Clock(minutes=0.5)
     for number in ours:
