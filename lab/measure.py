@@ -88,7 +88,7 @@ class Bench:
             if outcome.status != "ok":
                 return f"{outcome.status}: {described(outcome.crash)}"
             self.preflight_seconds = outcome.seconds
-            return self._score(run_dir, source, PREFLIGHT_STEPS, "--batches", "1").get("reason", "")
+            return self._score(run_dir, source, 0, PREFLIGHT_STEPS, "--batches", "1").get("reason", "")
 
     def run(self, name: str, source: str, seed: int) -> Measured:
         """Train this source for the budget and score it."""
@@ -101,7 +101,7 @@ class Bench:
             outcome = self._train(run_dir, source, seed, budget + 2 * self.preflight_seconds + SLACK_SECONDS)
         with self._at("scoring"):
             after = self._condition()
-            score = self._score(run_dir, source) if outcome.status == "ok" else {}
+            score = self._score(run_dir, source, seed) if outcome.status == "ok" else {}
         told = (outcome.peak_memory_mb / 1024, (time.monotonic() - begun) / 60)
         seen = (vars(before), vars(after))
         if reason := spoiled(before, after, self.usual_flops, outcome.status == "ok"):
@@ -146,10 +146,10 @@ class Bench:
             (sent / part).symlink_to(self.worktree / part)
         return sent
 
-    def _score(self, run_dir: Path, source: str, steps: int | None = None, *flags: str) -> dict[str, Any]:
+    def _score(self, run_dir: Path, source: str, seed: int, steps: int | None = None, *flags: str) -> dict[str, Any]:
         """score.json of a scorer in its own process; a scorer that was killed is started once more."""
         write_atomic(run_dir / "train.py", source)
-        write_atomic(run_dir / "settings.json", json.dumps(self.settings | {"seed": 0, "steps": steps}))
+        write_atomic(run_dir / "settings.json", json.dumps(self.settings | {"seed": seed, "steps": steps}))
         command = [
             sys.executable,
             str(self.worktree / "prepare.py"),

@@ -41,6 +41,16 @@ def test_a_night_runs_judges_and_sums_up(finished):
     assert rows.splitlines()[1].split("\t")[3:] == ["keep", "baseline"]
 
 
+def test_the_settings_of_a_run_name_its_seed(finished):
+    checkout, _ = finished
+    seeds = {}
+    for run in (checkout.folder / "nights/plain/runs").glob("e*"):
+        settings, record = (json.loads((run / name).read_text()) for name in ("settings.json", "train.json"))
+        assert settings["seed"] == record["seed"], run.name
+        seeds[run.name] = settings["seed"]
+    assert len(set(seeds.values())) > 1, seeds
+
+
 def test_the_users_checkout_is_untouched(finished):
     checkout, _ = finished
     assert checkout.git("status", "--porcelain") == ""
