@@ -1,6 +1,7 @@
 """What fits this machine: measured speed and memory of real training steps, and the size that five minutes pay for.
 
-    batch       of a few rows per pass and dtypes, the fastest whose peak stays below MEMORY_SHARE of the memory
+    batch       of a few rows per pass and dtypes, the fastest whose peak stays below MEMORY_SHARE of the memory; never
+                float16, in which the gradients of unlikely tokens are 0 unless the loss is scaled
     size        the depth and width for which the scaling rule predicts the lowest val_bpb from the tokens that the
                 budget buys at the measured speed
     processes   two on a CPU, where they train that size faster than one
@@ -29,7 +30,7 @@ import numpy as np
 
 from lab import machine
 from lab.files import cache_root, write_atomic
-from lab.preset import Batch, Preset, to_dict
+from lab.preset import DTYPES, Batch, Preset, to_dict
 
 ROOT = Path(__file__).resolve().parent.parent
 MEMORY_SHARE = 0.5  # of the machine's memory that a training may take
@@ -176,7 +177,8 @@ def token_seconds(measured: list[Measured]) -> Callable[[Preset], float]:
 
 
 def operations(preset: Preset) -> float:
-    """FLOPs of a training token: 6 per parameter of a product, 12 per channel and attended position."""
+    """FLOPs of a training token: 6 per parameter of a product, 12 per channel and position of the context, as if no
+    layer had a window."""
     model, context = preset.model, preset.task.sequence_length
     products = block_parameters(model.depth, model.width) + preset.tokenizer.vocab_size * model.width
     return 6 * products + 12 * model.width * context * model.depth
@@ -228,7 +230,7 @@ def fit(preset: Preset, prepared: Path, say: Say) -> dict[str, Any] | None:
     facts = machine.describe()
     on_metal = facts["backend"] == "metal"
     bound = MEMORY_SHARE * facts["memory_gb"] * 1024
-    dtypes = ("bfloat16", "float16", "float32") if on_metal else ("float32",)
+    dtypes = DTYPES if on_metal else ("float32",)
     peaks = {dtype: machine.matmul_peak(dtype) / 1e12 for dtype in dtypes}
     told = ", ".join(f"{dtype} {peak:.2f} TFLOP/s" for dtype, peak in peaks.items())
     say(f"fitting {preset.name} to {facts['chip']}: matmul {told}; at most {bound:,.0f} MB")
@@ -236,11 +238,11 @@ def fit(preset: Preset, prepared: Path, say: Say) -> dict[str, Any] | None:
     if (start := search.tried(preset)) is None:
         say("  the tier's own setting fails: nothing is fitted")
         return None
-    best = search.size(search.batch(start, dtypes))
+    best = search.size(search.batch(start, [dtype for dtype in dtypes if dtype != "float16"]))  # see module
     if not on_metal and facts["cpu_cores"] > 1:
         best = search.processes(best, 2)
     rule = (
-        f"predicted val_bpb {best.bpb:.3f}"
+        f"predicted val_bpb {best.bpb:.3f} by the rule of TinyStories"
         if preset.name == RULE_HOLDS_FOR
         else f"sized by what {RULE_HOLDS_FOR} needs"
     )

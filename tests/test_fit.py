@@ -140,6 +140,18 @@ def test_fitted_once_applied_again_and_measured_anew_when_damaged_or_asked(prepa
     assert runs
 
 
+def test_float16_is_measured_and_never_chosen(prepared, cache, monkeypatch):
+    facts = fit.machine.describe() | {"backend": "metal"}
+    monkeypatch.setattr(fit.machine, "describe", lambda: facts)
+    monkeypatch.setattr(fit.machine, "matmul_peak", lambda dtype: 1e12)
+    seconds = {"float16": 1.0, "bfloat16": 2.0, "float32": 4.0}
+    monkeypatch.setattr(fit, "train_shortly", lambda p, _: machine(p, slow=lambda p: seconds[p.model.dtype]))
+    said = []
+    chosen, _ = fit.fitted(with_model(load("tinystories"), dtype="float32"), prepared, None, said.append)
+    assert chosen.model.dtype == "bfloat16"
+    assert "float16 1.00 TFLOP/s" in said[0]
+
+
 def test_rows_beyond_the_memory_are_refused_before_the_run(prepared, cache, script, tmp_path):
     record = json.loads((cache / "current.json").read_text())
     preset = from_dict(record["preset"])
