@@ -344,7 +344,7 @@ def main(run) -> nn.Module:
     model = build_model(run.vocab_size)
     optimizer = MuonAdamW(model)
     tokens_per_pass = ROWS * SEQUENCE_LENGTH * run.processes
-    batches = run.batches(ROWS)
+    batches = run.batches(ROWS, TOKENS_PER_STEP)
     # On the CPU compiling gains nothing (1.91 against 1.86 s a step) and costs a minute of g++ for new constants.
     step, state = make_step(model, optimizer, compiled=mx.metal.is_available())
     run.begin(model, flops_per_token=flops_per_token(model), depth=DEPTH, width=WIDTH, tokens_per_step=TOKENS_PER_STEP)

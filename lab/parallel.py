@@ -25,6 +25,7 @@ POLL_SECONDS = 0.05
 GRACE_SECONDS = 0.5
 PIECE = 2**17  # numbers in one message: 512 KB; on loopback one of 1 MB takes 7 to 12 ms, two of these under 1
 LAST_SECONDS = 60.0  # for the other ranks to end after rank 0 has
+LOST_PEER = 75  # exit status of a rank that ended because another one had
 PARENT = "AUTORESEARCH_PARENT"  # process that watches over the ranks of this machine
 
 
@@ -45,6 +46,11 @@ def size() -> int:
     if parent := os.environ.get(PARENT):
         die_with_parent(int(parent))
     return mx.distributed.init(strict=True, backend="ring").size() if launched() else 1
+
+
+def lost_peer(error: RuntimeError) -> bool:
+    """Whether this is MLX's error of a rank whose neighbour in the ring is gone."""
+    return launched() and str(error).startswith("[ring]")
 
 
 def average(loss: Any, gradients: Any) -> tuple[Any, Any]:
@@ -137,6 +143,7 @@ def _watch(ranks: list[subprocess.Popen]) -> int:
         time.sleep(POLL_SECONDS)
     statuses = {number: process.poll() for number, process in enumerate(ranks)}
     failed = {number: status for number, status in statuses.items() if status != 0}
+    failed = {number: status for number, status in failed.items() if status != LOST_PEER} or failed
     killed = {number: status for number, status in failed.items() if status is not None and status < 0}
     for number, status in (killed or failed).items():
         if status != INTERRUPTED and (number or killed):  # rank 0 has said itself why it failed

@@ -64,10 +64,6 @@ def settings() -> SimpleNamespace:
     return SimpleNamespace(**(from_dict(record["preset"]) if record else load(DEFAULT_PRESET)).settings())
 
 
-class Diverged(UserError):
-    """The loss is not a number or far above that of guessing."""
-
-
 class Run:
     """What an experiment is given: `vocab_size`, `seed`, `clock`, `batches`; `begin` and `record` are its duties.
 
@@ -97,28 +93,30 @@ class Run:
             (directory / stale).unlink(missing_ok=True)  # of an earlier run in this folder
 
     def _agree(self, source: Path) -> None:
-        """Raise UserError unless a step can be shared out, and every process has the same preset and source."""
-        batch, length = self.preset.batch, self.preset.task.sequence_length
-        if batch.tokens_per_step % (together := batch.rows * length * self.processes):
-            raise UserError(
-                f"{batch.tokens_per_step} tokens per step cannot be shared out: {self.processes} processes take "
-                f"{together} at a time; halve [batch] rows, or use fewer machines"
-            )
+        """Raise UserError unless every process has the same preset, text and source."""
         told = json.dumps(to_dict(self.preset)) + source.read_text() + self.prepared.manifest["val_text_sha256"]
         digest = int(hashlib.sha256(told.encode()).hexdigest()[:6], 16)  # fits a float32
         if parallel.rank_0s(float(digest)) != digest:
-            raise UserError("this process has another preset, text or train.py than rank 0; prepare and copy them anew")
+            raise UserError(
+                "this process has other settings, text or train.py than rank 0; copy its cache and its checkout here"
+            )
 
-    def batches(self, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def batches(self, rows: int, tokens_per_step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Endless (inputs, targets), each (rows, sequence_length) int32; the same seed gives the same batches.
 
-        Of several processes each gets every n-th. Raises UserError for more rows than fit the memory."""
+        Of several processes each gets every n-th. Raises UserError for more rows than fit the memory, and where the
+        tokens of a step are no whole number of such batches from every process."""
         tokenizer = self.prepared.tokenizer
         length = self.preset.task.sequence_length
         if (found := self.record_settings.get("fit")) and rows > (most := most_rows(found)):
             raise UserError(
                 f"{rows} rows a pass may take more than the {found['memory_bound_mb']:,.0f} MB that training may have "
                 f"on this machine; take at most {most}, or measure anew with `make fit`"
+            )
+        if tokens_per_step % (together := rows * length * self.processes):
+            raise UserError(
+                f"{tokens_per_step} tokens a step cannot be shared out: {rows} rows of {length} tokens in each of "
+                f"{self.processes} process{'es' * (self.processes > 1)} are {together}; take fewer rows"
             )
         self.data = Batches(self.prepared.train, tokenizer.bos, length, rows, self.seed)
         return islice(self.data, parallel.rank(), None, self.processes)
@@ -164,7 +162,7 @@ class Run:
         )
 
     def record(self, step: int, loss: float, tokens: int, **extras: float) -> None:
-        """Log a step: `loss` in nats per token, `tokens` it trained on. Raises Diverged on NaN or explosion."""
+        """Log a step: `loss` in nats per token, `tokens` it trained on. Raises UserError on NaN or explosion."""
         self.tokens += tokens
         if not self.leads:
             return
@@ -175,7 +173,7 @@ class Run:
         with open(self.directory / "steps.jsonl", "a") as file:
             file.write(json.dumps(entry) + "\n")
         if not loss < 2 * math.log(self.vocab_size) + 1:  # guessing costs log(V); also true for NaN
-            raise Diverged(f"FAIL: the loss is {loss:.3g} at step {step}; lower the learning rates")
+            raise UserError(f"the run diverged: the loss is {loss:.3g} at step {step}; lower the learning rates")
         self.smooth = SMOOTHING * self.smooth + (1 - SMOOTHING) * loss
         shown = self.smooth / (1 - SMOOTHING ** (step + 1))
         figures = (rate, self._mfu(rate), machine.peak_memory_mb(), self.data.epoch, self.clock.remaining)
@@ -270,7 +268,7 @@ def guarded(command: click.Command) -> None:
     try:
         command.main(standalone_mode=False)
     except UserError as error:
-        sys.exit(f"error: {error}" if not isinstance(error, Diverged) else str(error))
+        sys.exit(f"error: {error}")
     except click.ClickException as error:
         error.show()
         sys.exit(2)
@@ -278,6 +276,10 @@ def guarded(command: click.Command) -> None:
         if parallel.rank() == 0:
             print("stopped", file=sys.stderr)  # click has ended the line
         sys.exit(INTERRUPTED)
+    except RuntimeError as error:
+        if not parallel.lost_peer(error):
+            raise
+        sys.exit(parallel.LOST_PEER)
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
@@ -326,7 +328,7 @@ def _score(run: Run, started: float) -> None:
     result["total_seconds"] = time.perf_counter() - started
     write_atomic(directory / "result.json", json.dumps(result, indent=1))
     if run.verbosity > QUIET and (predicted := run.predicted_bpb()) is not None:
-        print(f"predicted {predicted:.3f} by the scaling rule, measured {result['val_bpb']:.3f}")
+        print(f"predicted {predicted:.3f} by the scaling rule of TinyStories, measured {result['val_bpb']:.3f}")
     print(summary(result))
 
 

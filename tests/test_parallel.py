@@ -99,6 +99,30 @@ def test_a_dead_process_ends_the_run_with_one_clear_line(checkout, number, way):
     assert not [line for line in command_lines() if str(folder) in line]
 
 
+@pytest.mark.parametrize(("processes", "rows"), [(2, 16), (1, 3)])
+def test_rows_that_do_not_share_out_a_step_are_refused(checkout, processes, rows):
+    source = (checkout.folder / "train.py").read_text()
+    script = f"rows{rows}.py"
+    (checkout.folder / script).write_text(source.replace("ROWS = SETTINGS.rows", f"ROWS = {rows}"))
+    done, _ = train(checkout, f"rows{rows}", processes, script=script, rows=4)
+    (checkout.folder / script).unlink()
+    assert done.returncode == 1
+    assert f"error: 512 tokens a step cannot be shared out: {rows} rows" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_failure_of_rank_0_is_told_and_nothing_else(checkout):
+    source = (checkout.folder / "train.py").read_text()
+    script = "diverges.py"
+    (checkout.folder / script).write_text(source.replace("loss.item(), tokens", "float('nan'), tokens"))
+    done, _ = train(checkout, "diverged", 2, script=script, rows=4)
+    (checkout.folder / script).unlink()
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    told = [line for line in done.stderr.splitlines() if not line.startswith("[ring]")]  # what MLX prints itself
+    assert told == ["error: the run diverged: the loss is nan at step 0; lower the learning rates"]
+
+
 def command_lines() -> list[str]:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
