@@ -2,8 +2,9 @@
 
     python benchmarks/stepper.py KIND SETTINGS      KIND: ours, plain, torch, torch-bf16; SETTINGS: JSON
 
-For every line N on standard input it takes N steps and prints their seconds as a JSON list. `plain` is train.py as it
-was before lab/kernels.py: MLX's own operations, glibc and BLAS threads as they are by default.
+For every line `N` on standard input it takes N steps, for `N PART` that part of N steps, and prints their `seconds`
+and the process's `peak_memory_mb` so far as JSON. `plain` is train.py as it was before lab/kernels.py: MLX's own
+operations, glibc and BLAS threads as they are by default.
 """
 
 import ctypes

@@ -1,5 +1,5 @@
-"""The model of train.py in plain PyTorch, for a comparison of speed only: the same layers, sizes, optimizers and number
-of operations, written as PyTorch users write it. Needs torch, which the project itself does not.
+"""The model of train.py in plain PyTorch, for a comparison of speed only: the same layers, sizes and optimizers,
+written as PyTorch users write it (its Muon multiplies long matrices in full). Needs torch, which the project does not.
 """
 
 import torch

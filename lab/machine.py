@@ -79,7 +79,9 @@ def matmul_peak(dtype_name: str, repeats: int = 20) -> float:
 
 
 def peak_memory_mb() -> float:
-    """The most memory this process has held for arrays, in MB: real bytes of MLX's allocator."""
+    """The most memory this process has held for arrays, in MB: real bytes of MLX's allocator.
+
+    What lab/kernels.py works in on a CPU is not in it: a few chunks of logits for each core."""
     from lab.backend import mx
 
     return mx.get_peak_memory() / 2**20
