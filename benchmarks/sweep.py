@@ -31,7 +31,7 @@ from lab.run import recorded  # noqa: E402
 
 TABLE, PLOT = ROOT / "docs" / "scaling.csv", ROOT / "docs" / "scaling.png"
 SIZES = ((2, 64), (4, 64), (2, 128), (4, 128), (6, 128), (2, 192), (4, 192), (2, 256))  # depth, width
-STEPS = (150, 300, 600)
+STEPS = (150, 300, 600, 1200)
 LARGE = 6e8  # parameters times steps: what is above is left out, it would take too long
 COLUMNS = ("depth", "width", "tokens_per_step", "matrix_lr", "steps", "tokens", "val_bpb")
 
@@ -58,7 +58,7 @@ def train(run: dict, record: dict, core: int | None) -> None:
     preset = json.loads(json.dumps(record["preset"]))
     preset["model"] |= {"depth": run["depth"], "width": run["width"]}
     rows = min(preset["batch"]["rows"], run["tokens_per_step"] // preset["task"]["sequence_length"])
-    preset["batch"] |= {"tokens_per_step": run["tokens_per_step"], "rows": rows, "processes": 1}
+    preset["batch"] |= {"tokens_per_step": run["tokens_per_step"], "rows": rows, "processes": 1, "doubling": 1.0}
     preset["optimizer"]["matrix_lr"] = run["matrix_lr"]
     with tempfile.TemporaryDirectory(prefix="sweep-") as folder:
         settings = Path(folder, "settings.json")
