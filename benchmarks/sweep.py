@@ -1,9 +1,10 @@
 """The scaling rule of lab/fit.py: real trainings of many sizes, the rule fitted to them, and a plot.
 
     python prepare.py --preset tinystories --no-fit [--files ...]
-    python benchmarks/sweep.py [--jobs 2]        an hour and more on two cores; goes on where it was interrupted
+    python benchmarks/sweep.py [--jobs 2]        an hour on two cores; goes on where it was interrupted
 
-Every run is train.py for a number of steps, so its result does not depend on how busy the machine is. Runs go to
+Every run is train.py for a number of steps, which do not double, so its result does not depend on how busy the machine
+is. After a change of train.py remove docs/scaling.csv first: runs of unlike code make no rule. Runs go to
 docs/scaling.csv as they end; the rule is fitted to those with the tier's batch and rate, printed as constants for
 lab/fit.py, and drawn in docs/scaling.png.
 """

@@ -43,8 +43,8 @@ WIDTHS = (0.5, 2.0)  # of the tier's, the narrowest and the widest that are cons
 TRIED = 2  # sizes that are measured besides, the most promising ones
 
 # bpb = FLOOR + A / N^ALPHA + B / D^BETA, with N parameters of the blocks' matrices and D training tokens: least squares
-# over the 25 runs of docs/scaling.csv (benchmarks/sweep.py), TinyStories, a vocabulary of 2,048, 0.3 to 2.5M tokens.
-# The residuals have a root mean square of 0.010 bpb.
+# over the 25 runs of docs/scaling.csv (benchmarks/sweep.py) with the tier's batch and rate, TinyStories, a vocabulary
+# of 2,048, 0.3 to 2.5M tokens. The residuals have a root mean square of 0.010 bpb.
 FLOOR, A, ALPHA, B, BETA = 0.45, 3.739, 0.20, 3347.0, 0.70
 RULE_HOLDS_FOR = "tinystories"  # other texts have another floor: there it only compares sizes
 
@@ -238,7 +238,7 @@ def fit(preset: Preset, prepared: Path, say: Say) -> dict[str, Any] | None:
     if (start := search.tried(preset)) is None:
         say("  the tier's own setting fails: nothing is fitted")
         return None
-    best = search.size(search.batch(start, [dtype for dtype in dtypes if dtype != "float16"]))  # see module
+    best = search.size(search.batch(start, [dtype for dtype in dtypes if dtype != "float16"]))
     if not on_metal and facts["cpu_cores"] > 1:
         best = search.processes(best, 2)
     rule = (
