@@ -233,7 +233,7 @@ def fit(preset: Preset, prepared: Path, say: Say) -> dict[str, Any] | None:
     dtypes = DTYPES if on_metal else ("float32",)
     peaks = {dtype: machine.matmul_peak(dtype) / 1e12 for dtype in dtypes}
     told = ", ".join(f"{dtype} {peak:.2f} TFLOP/s" for dtype, peak in peaks.items())
-    say(f"fitting {preset.name} to {facts['chip']}: matmul {told}; at most {bound:,.0f} MB")
+    say(f"fitting {preset.name} to {facts['chip']}: matmul {told}; at most {bound:,.0f} MB; other programs spoil it")
     search = Fitting(bound, lambda candidate: train_shortly(candidate, prepared), say)
     if (start := search.tried(preset)) is None:
         say("  the tier's own setting fails: nothing is fitted")
