@@ -15,7 +15,7 @@ VERBOSITY := $(if $(Q),--quiet) $(if $(V),--verbose)
 PREPARE_FLAGS := $(VERBOSITY) $(if $(VOCAB),--vocab $(VOCAB)) $(if $(SEQ),--seq $(SEQ)) \
 	$(if $(FILES),--files $(call quote,$(FILES))) $(if $(VAL_FILES),--val-files $(call quote,$(VAL_FILES))) \
 	$(if $(NO_FIT)$(MINUTES)$(STEPS),--no-fit)
-PREPARE = $(PY) prepare.py --preset $(or $(PRESET),tinystories) $(PREPARE_FLAGS)
+PREPARE = $(PY) prepare.py $(if $(PRESET),--preset $(PRESET)) $(PREPARE_FLAGS)
 CURRENT := $(or $(AUTORESEARCH_CACHE),$(HOME)/.cache/autoresearch)/current.json
 TRAIN_FLAGS := $(VERBOSITY) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(STEPS),--steps $(STEPS)) $(if $(SEED),--seed $(SEED)) \
 	$(if $(RUN_DIR),--run-dir $(call quote,$(RUN_DIR)))
@@ -55,7 +55,7 @@ $(READY): requirements.txt
 prepare: $(READY)  ## text and tokenizer (PRESET= VOCAB= SEQ= FILES= VAL_FILES= NO_FIT=)
 	@$(PREPARE)
 
-fit: $(READY)  ## measure anew what fits this machine (PRESET= and what prepare takes; NO_FIT=1 there: the tier's table)
+fit: $(READY)  ## measure anew what fits this machine, for what was prepared last (or PRESET= and what prepare takes)
 	@$(PREPARE) --fit
 
 train: $(READY)  ## five minutes, then val_bpb (with PRESET=: prepares first; MINUTES= STEPS= SEED= RUN_DIR= HOSTS=)

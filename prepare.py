@@ -21,7 +21,7 @@ from typing import Any
 import click
 
 from lab.errors import UserError
-from lab.run import current_path, execute, guarded, settings
+from lab.run import DEFAULT_PRESET, current_path, execute, guarded, recorded, settings
 from lab.sandbox import KINDS
 from lab.show import QUIET, VERBOSE, Bars, examples, silent, verbosity_options
 
@@ -49,7 +49,8 @@ def __getattr__(name: str) -> Any:
         "prepare.py --files 'books/*.txt' --val-files held-out.txt",
     ),
 )
-@click.option("--preset", "preset_name", default="tinystories", show_default=True, help="Name of a file in presets/.")
+@click.option("--preset", "preset_name", help="Name of a file in presets/.  "
+              f"[default: {DEFAULT_PRESET}; with --fit alone what was prepared last]")  # fmt: skip
 @click.option("--vocab", type=int, help="Tokens in the vocabulary; 256 means pure bytes.  [default: the preset's]")
 @click.option("--seq", type=int, help="Tokens of context. Another task: not comparable.  [default: the preset's]")
 @click.option("--files", help="Your own text in place of the preset's: a glob of parquet, jsonl or txt files.")
@@ -67,7 +68,7 @@ def command(context: click.Context, **options: Any) -> None:
 
 
 def prepare(
-    preset_name: str,
+    preset_name: str | None,
     vocab: int | None,
     seq: int | None,
     files: str | None,
@@ -83,7 +84,14 @@ def prepare(
 
     if val_files and not files:
         raise UserError("--val-files (VAL_FILES=) needs --files (FILES=)")
+    named = [value for value in (preset_name, vocab, seq, files) if value is not None]
+    record = recorded() if fit and not named else None
+    last = preset.from_dict(record["preset"]) if record else None
+    preset_name = preset_name or (last.name if last else DEFAULT_PRESET)
     chosen, tier = preset.adapt(preset.load(preset_name), machine.hardware())
+    if last:
+        chosen = replace(chosen, data=last.data)
+        vocab, seq = last.tokenizer.vocab_size, last.task.sequence_length
     chosen = preset.override(chosen, vocab_size=vocab, sequence_length=seq)
     if files:
         own = replace(chosen.data, source="files", train_files=_expand(files), val_files=_expand(val_files))

@@ -23,6 +23,7 @@ from lab import housekeeping, machine, preset
 from lab.condition import condition, content, unfit
 from lab.errors import INTERRUPTED, UserError
 from lab.files import cache_root
+from lab.fit import OUTGROWN, times_as_fast
 
 ROOT = Path(__file__).resolve().parent.parent
 LOW_DISK_GB, NO_DISK_GB = 5.0, 1.0  # a night of 100 experiments leaves about a gigabyte of checkpoints
@@ -207,9 +208,14 @@ def _prepared() -> Iterator[Finding]:
     if not (Path(current["prepared"]) / "manifest.json").is_file():
         yield Finding("failure", "data", f"{current['prepared']} is gone", f"make prepare PRESET={chosen.name}")
         return
-    fitted = ", fitted to this machine" if current.get("fit") else ""
+    found = current.get("fit")
     told = f"{chosen.name}, vocabulary {chosen.tokenizer.vocab_size}, context {chosen.task.sequence_length}"
-    yield Finding("ok", "data", f"{told}, depth {chosen.model.depth}, width {chosen.model.width}{fitted}")
+    told = f"{told}, depth {chosen.model.depth}, width {chosen.model.width}{', fitted to this machine' * bool(found)}"
+    if found and (times := times_as_fast(found)) > OUTGROWN:
+        told = f"{told} when that was {times:.1f} times slower"
+        yield Finding("warning", "data", told, "make fit")
+    else:
+        yield Finding("ok", "data", told)
 
 
 def _sandbox() -> Iterator[Finding]:

@@ -2,14 +2,15 @@
 
     batch       of a few rows per pass and dtypes, the fastest whose peak stays below MEMORY_SHARE of the memory; never
                 float16, in which the gradients of unlikely tokens are 0 unless the loss is scaled
+    processes   two on a CPU, where they are faster than one; asked again once the size is known
     size        the depth and width for which the scaling rule predicts the lowest val_bpb from the tokens that the
                 budget buys at the measured speed
-    processes   two on a CPU, where they train that size faster than one
 
 Every candidate is train.py itself for STEPS steps in a process of its own, so one that dies costs nothing but its name
 in the reasons. A larger batch is tried only when the growth seen so far says that it stays in bounds. The preset's tier
 is where the search starts, and stands unless another candidate is better by more than the noise of so short a
-measurement. The result is cached by chip, memory, versions, preset and budget. Not run on a Mac.
+measurement. The result is cached by chip, memory, versions, preset and budget, until the machine turns out to be faster
+than it was then: what other programs or heat took from one measurement is not kept. Not run on a Mac.
 """
 
 import hashlib
@@ -37,6 +38,8 @@ MEMORY_SHARE = 0.5  # of the machine's memory that a training may take
 STEPS = 12  # of a candidate; the first two are not counted
 SECONDS = 240.0  # after which a candidate is given up: on Metal the first step compiles
 FASTER = 1.05  # a batch must be faster by this factor to replace the one before it
+TAKEN = 0.2  # of the processors, by other programs: worth a line
+OUTGROWN = 1.25  # times as fast as when it was fitted: the machine was busy or hot then
 BETTER = 0.005  # relative: a size must be predicted to be this much better than the tier's
 DEPTHS = (2, 3, 4, 5, 6, 8, 10, 12)
 WIDTHS = (0.5, 2.0)  # of the tier's, the narrowest and the widest that are considered
@@ -102,8 +105,8 @@ class Fitting:
         return self._rows(best, 2) if best.preset.batch.rows >= start.preset.batch.rows else best
 
     def processes(self, start: Measured, count: int) -> Measured:
-        """That many processes, if they are faster at this size."""
-        rows = max(1, start.preset.batch.rows // count)
+        """That many processes, which share the rows of a pass, if they are faster at this size."""
+        rows = max(1, start.preset.batch.rows * start.preset.batch.processes // count)
         return self._faster(start, _with_batch(start.preset, rows=rows, processes=count))
 
     def _rows(self, best: Measured, factor: float) -> Measured:
@@ -233,14 +236,19 @@ def fit(preset: Preset, prepared: Path, say: Say) -> dict[str, Any] | None:
     dtypes = DTYPES if on_metal else ("float32",)
     peaks = {dtype: machine.matmul_peak(dtype) / 1e12 for dtype in dtypes}
     told = ", ".join(f"{dtype} {peak:.2f} TFLOP/s" for dtype, peak in peaks.items())
-    say(f"fitting {preset.name} to {facts['chip']}: matmul {told}; at most {bound:,.0f} MB; other programs spoil it")
+    say(f"fitting {preset.name} to {facts['chip']}: matmul {told}; at most {bound:,.0f} MB")
+    if (taken := machine.taken()) > TAKEN:
+        say(f"  other programs take {100 * taken:.0f} % of the processors; this is for what they leave")
     search = Fitting(bound, lambda candidate: train_shortly(candidate, prepared), say)
     if (start := search.tried(preset)) is None:
         say("  the tier's own setting fails: nothing is fitted")
         return None
-    best = search.size(search.batch(start, [dtype for dtype in dtypes if dtype != "float16"]))
-    if not on_metal and facts["cpu_cores"] > 1:
+    best = search.batch(start, [dtype for dtype in dtypes if dtype != "float16"])
+    if several := not on_metal and facts["cpu_cores"] > 1:
         best = search.processes(best, 2)
+    best = search.size(best)
+    if several:
+        best = search.processes(best, 1 if best.preset.batch.processes > 1 else 2)
     rule = (
         f"predicted val_bpb {best.bpb:.3f} by the rule of TinyStories"
         if preset.name == RULE_HOLDS_FOR
@@ -255,6 +263,7 @@ def fit(preset: Preset, prepared: Path, say: Say) -> dict[str, Any] | None:
         "peak_memory_mb": best.peak_memory_mb,
         "memory_bound_mb": bound,
         "predicted_bpb": best.bpb,
+        "matmul_flops": min(peaks["float32"] * 1e12, machine.matmul_peak("float32")),  # it may have become busy
     }
     _path(preset).parent.mkdir(parents=True, exist_ok=True)
     write_atomic(_path(preset), json.dumps(result, indent=1))
@@ -270,6 +279,11 @@ def key(preset: Preset) -> dict[str, Any]:
     return parts | {"mlx": importlib.metadata.version("mlx"), "code": code[:16]}
 
 
+def times_as_fast(found: dict[str, Any]) -> float:
+    """The machine now, beside what it was when this was fitted. Takes a fraction of a second."""
+    return machine.matmul_peak("float32") / found["matmul_flops"]
+
+
 def most_rows(found: dict[str, Any]) -> int:
     """Rows per pass that stay within the bound, if all of the memory grows with them."""
     rows = found["batch"]["rows"]
@@ -283,10 +297,13 @@ def _path(preset: Preset) -> Path:
 
 def fitted(preset: Preset, prepared: Path, wanted: bool | None, say: Say) -> tuple[Preset, dict[str, Any] | None]:
     """`preset` with what fits this machine, and the record of it; as it is, and None, if `wanted` is False or even that
-    setting fails. None measures when nothing is cached, True measures anew."""
+    setting fails. None measures when nothing is cached or the machine has become faster, True measures anew."""
     if wanted is False:
         return preset, None
     found = None if wanted else _cached(preset)
+    if found and (times := times_as_fast(found)) > OUTGROWN:
+        say(f"this machine is {times:.1f} times as fast as when it was fitted: measuring again")
+        found = None
     found = found or fit(preset, prepared, say)
     if found is None:
         return preset, None

@@ -11,6 +11,9 @@ import re
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 
 from lab.preset import Hardware
 
@@ -76,6 +79,20 @@ def matmul_peak(dtype_name: str, repeats: int = 20) -> float:
         mx.eval(a @ b)
         best = min(best, time.perf_counter() - start)
     return 2 * MATMUL_SIZE**3 / best
+
+
+def taken(seconds: float = 0.5) -> float:
+    """Share of the processors that other programs take: what is missing when every core is asked for at once."""
+
+    def ask(_: int) -> float:
+        begun, own = time.perf_counter(), time.thread_time()
+        while time.perf_counter() - begun < seconds:
+            np.exp(numbers)  # lets go of Python's lock
+        return (time.thread_time() - own) / (time.perf_counter() - begun)
+
+    numbers, cores = np.zeros(1 << 16), describe()["cpu_cores"]
+    with ThreadPoolExecutor(cores) as pool:
+        return 1 - sum(pool.map(ask, range(cores))) / cores
 
 
 def peak_memory_mb() -> float:

@@ -30,7 +30,7 @@ from lab.batches import Batches
 from lab.clock import Clock
 from lab.errors import INTERRUPTED, UserError
 from lab.files import cache_root, write_atomic
-from lab.fit import RULE_HOLDS_FOR, most_rows
+from lab.fit import OUTGROWN, RULE_HOLDS_FOR, most_rows
 from lab.preset import from_dict, load, to_dict
 from lab.shards import open_prepared
 from lab.show import NORMAL, QUIET, VERBOSE, Reading, Training, examples, verbosity_options, working
@@ -329,6 +329,9 @@ def _score(run: Run, started: float) -> None:
     write_atomic(directory / "result.json", json.dumps(result, indent=1))
     if run.verbosity > QUIET and (predicted := run.predicted_bpb()) is not None:
         print(f"predicted {predicted:.3f} by the scaling rule of TinyStories, measured {result['val_bpb']:.3f}")
+    fit = run.record_settings.get("fit")
+    if run.verbosity > QUIET and fit and (times := result["tokens_per_second"] / fit["tokens_per_second"]) > OUTGROWN:
+        print(f"trained {times:.1f} times as fast as when this machine was fitted; `make fit` measures again")
     print(summary(result))
 
 

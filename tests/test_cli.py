@@ -174,13 +174,13 @@ needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 @pytest.mark.parametrize(
     ("variables", "flags"),
     [
-        ([], ["--preset", "tinystories"]),
+        ([], []),
         (["PRESET=fineweb", "SEQ=512"], ["--preset", "fineweb", "--seq", "512"]),
-        (["VOCAB=256"], ["--preset", "tinystories", "--vocab", "256"]),
+        (["VOCAB=256"], ["--vocab", "256"]),
         (["PRESET=offline", "FILES=my text/*.jsonl"], ["--preset", "offline", "--files", "my text/*.jsonl"]),
         (
             ["FILES=a/*.txt b/*.txt", "VAL_FILES=v.jsonl"],
-            ["--preset", "tinystories", "--files", "a/*.txt b/*.txt", "--val-files", "v.jsonl"],
+            ["--files", "a/*.txt b/*.txt", "--val-files", "v.jsonl"],
         ),
     ],
 )
@@ -201,9 +201,9 @@ def test_make_train_passes_its_variables_on():
     [
         (["PRESET=offline"], ["--preset", "offline"]),
         (["PRESET=offline", "VOCAB=256", "SEQ=128"], ["--preset", "offline", "--vocab", "256", "--seq", "128"]),
-        (["FILES=a.txt"], ["--preset", "tinystories", "--files", "a.txt"]),
-        (["VOCAB=256"], ["--preset", "tinystories", "--vocab", "256"]),
-        (["SEQ=512"], ["--preset", "tinystories", "--seq", "512"]),
+        (["FILES=a.txt"], ["--files", "a.txt"]),
+        (["VOCAB=256"], ["--vocab", "256"]),
+        (["SEQ=512"], ["--seq", "512"]),
     ],
 )
 def test_make_train_prepares_what_is_asked_for_first(variables, flags):
@@ -217,12 +217,13 @@ def test_a_smoke_run_does_not_measure_what_fits():
     assert train == ["train.py", "--minutes", "0.2"]
     assert made("prepare", "NO_FIT=1")[0][-1] == "--no-fit"
     assert made("fit", "PRESET=offline") == [["prepare.py", "--preset", "offline", "--fit"]]
+    assert made("fit") == [["prepare.py", "--fit"]]
 
 
 @needs_make
 def test_make_train_alone_trains_on_what_was_prepared_last():
     default, train = made("train")  # the default preset only where nothing is prepared yet
-    assert default[-3:] == ["prepare.py", "--preset", "tinystories"]
+    assert default[-1:] == ["prepare.py"]
     assert train == ["train.py"]
 
 

@@ -127,6 +127,17 @@ def test_data_prepared_on_another_machine_is_warned_of(prepared, monkeypatch):
     assert "another machine: backend cpu" in finding.told
 
 
+@pytest.mark.parametrize(("flops", "level"), [(1.2e11, "ok"), (2e11, "warning")])
+def test_a_fit_of_a_busy_moment_is_warned_of(prepared, cache, monkeypatch, flops, level):
+    record = json.loads((cache / "current.json").read_text()) | {"fit": {"matmul_flops": 1e11}}
+    (cache / "current.json").write_text(json.dumps(record))
+    monkeypatch.setattr(doctor.machine, "matmul_peak", lambda dtype: flops)
+    [finding] = doctor._prepared()
+    assert finding.level == level
+    assert finding.mend == ("make fit" if level == "warning" else "")
+    assert ("fitted to this machine when that was 2.0 times slower" in finding.told) == (level == "warning")
+
+
 def test_the_cache_is_told_by_its_parts(prepared):
     (prepared.parent.parent / "text" / "0123").mkdir(parents=True)
     (prepared.parent.parent / "text" / "0123" / "a.parquet").write_bytes(b"0" * 3_000_000)

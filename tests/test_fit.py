@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import prepare
 from lab import fit
 from lab.fit import Fitting, Measured, operations, possible, predicted_bpb, speed, token_seconds, with_model
 from lab.preset import Batch, from_dict, load, to_dict
@@ -121,6 +122,7 @@ def test_fitted_once_applied_again_and_measured_anew_when_damaged_or_asked(prepa
         return shortly(candidate, folder) if len(runs) == 1 else None  # one real training; the others fail
 
     monkeypatch.setattr(fit, "train_shortly", count)
+    monkeypatch.setattr(fit.machine, "matmul_peak", lambda dtype: 1e11)  # other tests run beside this one
     chosen, found = fit.fitted(preset, prepared, None, said.append)
     assert chosen == preset
     assert found["tokens_per_second"] > 0
@@ -140,16 +142,99 @@ def test_fitted_once_applied_again_and_measured_anew_when_damaged_or_asked(prepa
     assert runs
 
 
-def test_float16_is_measured_and_never_chosen(prepared, cache, monkeypatch):
-    facts = fit.machine.describe() | {"backend": "metal"}
+def made_up(monkeypatch, *, flops=1e12, taken=0.0, **facts):
+    """Fitting sees a machine of these facts, on which `machine` above trains."""
+    facts = fit.machine.describe() | facts
     monkeypatch.setattr(fit.machine, "describe", lambda: facts)
-    monkeypatch.setattr(fit.machine, "matmul_peak", lambda dtype: 1e12)
+    monkeypatch.setattr(fit.machine, "matmul_peak", lambda dtype: flops)
+    monkeypatch.setattr(fit.machine, "taken", lambda: taken)
+
+
+def test_it_is_measured_again_once_the_machine_is_faster_than_when_it_was_fitted(prepared, cache, monkeypatch):
+    speed, said = [1.0], []
+    monkeypatch.setattr(fit, "train_shortly", lambda preset, _: machine(preset, slow=lambda preset: 1 / speed[0]))
+    made_up(monkeypatch, flops=1e11, taken=0.45, backend="cpu", cpu_cores=2)
+    _, busy = fit.fitted(PRESET, prepared, None, said.append)
+    assert "other programs take 45 % of the processors" in said[1]
+    made_up(monkeypatch, flops=1.2e11)
+    assert fit.fitted(PRESET, prepared, None, said.append)[1] == busy
+    said.clear()
+    speed[0] = 1.6
+    made_up(monkeypatch, flops=1.6e11)
+    free = fit.fitted(PRESET, prepared, None, said.append)[1]
+    assert said[0] == "this machine is 1.6 times as fast as when it was fitted: measuring again"
+    assert not any("other programs" in line for line in said)
+    assert free["predicted_bpb"] < busy["predicted_bpb"]
+    made_up(monkeypatch, flops=0.5e11)  # busy now: what was measured stands
+    assert fit.fitted(PRESET, prepared, None, said.append)[1] == free
+
+
+def test_a_machine_that_became_busy_meanwhile_is_measured_again(prepared, cache, monkeypatch):
+    made_up(monkeypatch, flops=1e11)
+
+    def slower(preset, _):
+        made_up(monkeypatch, flops=0.5e11)
+        return machine(preset)
+
+    monkeypatch.setattr(fit, "train_shortly", slower)
+    fit.fitted(PRESET, prepared, None, lambda line: None)
+    made_up(monkeypatch, flops=1e11)
+    said = []
+    fit.fitted(PRESET, prepared, None, said.append)
+    assert said[0].startswith("this machine is 2.0 times as fast")
+
+
+def test_sizes_are_measured_with_the_processes_that_will_train_them(prepared, cache, monkeypatch):
+    tried = []
+
+    def measure(preset, _):
+        tried.append(preset)
+        return machine(preset, slow=lambda preset: 8 / preset.batch.processes)
+
+    monkeypatch.setattr(fit, "train_shortly", measure)
+    made_up(monkeypatch, backend="cpu", cpu_cores=2)
+    chosen, _ = fit.fitted(PRESET, prepared, None, lambda line: None)
+    assert chosen.batch.processes == 2
+    sizes = {(preset.model.depth, preset.model.width): preset.batch.processes for preset in tried[2:]}
+    assert all(tried[0].batch.rows == preset.batch.rows * preset.batch.processes for preset in tried[-4:])
+    del sizes[chosen.model.depth, chosen.model.width]  # with one process too, at last
+    assert set(sizes.values()) == {2}
+
+
+def test_float16_is_measured_and_never_chosen(prepared, cache, monkeypatch):
+    made_up(monkeypatch, backend="metal")
     seconds = {"float16": 1.0, "bfloat16": 2.0, "float32": 4.0}
     monkeypatch.setattr(fit, "train_shortly", lambda p, _: machine(p, slow=lambda p: seconds[p.model.dtype]))
     said = []
     chosen, _ = fit.fitted(with_model(load("tinystories"), dtype="float32"), prepared, None, said.append)
     assert chosen.model.dtype == "bfloat16"
     assert "float16 1.00 TFLOP/s" in said[0]
+
+
+def test_fit_alone_is_of_what_was_prepared_last(prepared, cache, monkeypatch):
+    before, asked = json.loads((cache / "current.json").read_text()), []
+
+    def fitted(preset, folder, wanted, say):
+        asked.append((to_dict(preset), str(folder), wanted))
+        return preset, None
+
+    monkeypatch.setattr(fit, "fitted", fitted)
+    prepare.command(["--fit"], standalone_mode=False)
+    [(last, folder, wanted)] = asked
+    assert (json.loads(json.dumps(last)), folder, wanted) == (before["preset"], before["prepared"], True)
+    assert json.loads((cache / "current.json").read_text()) == before
+
+
+def test_a_run_much_faster_than_the_fit_says_so(prepared, cache, script, tmp_path):
+    record = json.loads((cache / "current.json").read_text())
+    batch = record["preset"]["batch"]
+    record["fit"] = {"batch": batch, "peak_memory_mb": 1.0, "memory_bound_mb": 1e6, "tokens_per_second": 0.5}
+    settings = tmp_path / "settings.json"
+    settings.write_text(json.dumps(record))
+    done = script("train.py", "--steps", "1", "--run-dir", tmp_path / "run", AUTORESEARCH_SETTINGS=settings)
+    assert done.returncode == 0, done.stderr
+    told = json.loads((tmp_path / "run" / "result.json").read_text())["tokens_per_second"] / 0.5
+    assert f"trained {told:.1f} times as fast as when this machine was fitted; `make fit` measures again" in done.stdout
 
 
 def test_rows_beyond_the_memory_are_refused_before_the_run(prepared, cache, script, tmp_path):

@@ -1,6 +1,8 @@
 import json
 import os
 import platform
+import subprocess
+import sys
 import time
 
 import pytest
@@ -154,3 +156,14 @@ def test_the_clock_that_counts_sleep_runs_at_the_same_speed():
     awake, all_along = time.perf_counter(), machine.seconds_with_sleep()
     time.sleep(0.05)
     assert machine.seconds_with_sleep() - all_along == pytest.approx(time.perf_counter() - awake, abs=0.01)
+
+
+def test_what_other_programs_take_of_the_processors_is_seen():
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))]
+    try:
+        time.sleep(0.5)  # until all of them have started
+        assert 0.4 < machine.taken() < 1
+    finally:
+        for program in busy:
+            program.kill()
+            program.wait()
