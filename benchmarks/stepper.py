@@ -1,10 +1,10 @@
 """A training step in a process of its own, taken when asked: so that several kinds can be timed in turn, all warm.
 
-    python benchmarks/stepper.py KIND SETTINGS      KIND: ours, plain, torch, torch-bf16; SETTINGS: JSON
+    python benchmarks/stepper.py KIND SETTINGS      KIND: ours, ours-2, plain, torch, torch-bf16; SETTINGS: JSON
 
 For every line `N` on standard input it takes N steps, for `N PART` that part of N steps, and prints their `seconds`
-and the process's `peak_memory_mb` so far as JSON. `plain` is train.py as it was before lab/kernels.py: MLX's own
-operations, glibc and BLAS threads as they are by default.
+and the `peak_memory_mb` of its processes so far as JSON. `ours-2` is two processes that train as one. `plain` is
+train.py as it was before lab/kernels.py: MLX's own operations, glibc and BLAS threads as they are by default.
 """
 
 import ctypes
@@ -14,9 +14,15 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from lab import parallel  # noqa: E402
+
+ORDERS = "AUTORESEARCH_STEPPER_ORDERS"  # a pipe through which rank 0 passes on what it is asked
 
 
 def ours(settings: dict):
@@ -27,7 +33,7 @@ def ours(settings: dict):
     model = experiment.build_model(vocab)
     optimizer = experiment.MuonAdamW(model)
     step, state = experiment.make_step(model, optimizer, compiled=mx.metal.is_available())
-    passes = settings["tokens_per_step"] // (rows * length)
+    passes = settings["tokens_per_step"] // (rows * length * parallel.size())
     inputs, targets = (mx.random.randint(0, vocab, (passes, rows, length)) for _ in range(2))
     rate, decay = mx.array(1.0), mx.array(0.1)
     loss_and_gradients = experiment.nn.value_and_grad(model, experiment.loss_function)
@@ -94,23 +100,39 @@ def plain(settings: dict):
     return ours(settings)
 
 
+def asked() -> Iterator[tuple[int, str]]:
+    """Steps to take and the part of them, "" for all: each line of standard input, which rank 0 passes on. A rank that
+    waited in the ring instead would keep a core busy while other kinds are timed."""
+    pipe = open(os.environ[ORDERS], "r" if parallel.rank() else "w") if parallel.launched() else None  # noqa: SIM115
+    for line in pipe if parallel.rank() else sys.stdin:
+        if pipe and parallel.rank() == 0:
+            print(line, end="", file=pipe, flush=True)
+        count, _, part = line.strip().partition(" ")
+        yield int(count), part
+
+
 def serve(step, parts: dict) -> None:
     """Answer lines `N` or `N part` with the seconds of N steps."""
-    for line in sys.stdin:
-        count, _, part = line.strip().partition(" ")
+    for count, part in asked():
         seconds = []
-        for _ in range(int(count)):
+        for _ in range(count):
             begun = time.perf_counter()
             (parts[part] if part else step)()
             seconds.append(time.perf_counter() - begun)
         scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**20
-        print(json.dumps({"seconds": seconds, "peak_memory_mb": peak}), flush=True)
+        if parallel.rank() == 0:
+            peak *= parallel.size() if parallel.launched() else 1
+            print(json.dumps({"seconds": seconds, "peak_memory_mb": peak}), flush=True)
 
 
 def main() -> None:
     kind, settings = sys.argv[1], json.loads(sys.argv[2])
-    sys.path.insert(0, str(ROOT))
+    if kind == "ours-2" and not parallel.launched():
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ[ORDERS] = os.path.join(folder, "orders")
+            os.mkfifo(os.environ[ORDERS])
+            sys.exit(parallel.launch(2))
     if kind.startswith("torch"):
         sys.path.insert(0, str(ROOT / "benchmarks"))
         from torch_reference import stepper
@@ -119,7 +141,8 @@ def main() -> None:
     else:
         step, parts, flops = (plain if kind == "plain" else ours)(settings)
     step()  # the first compiles and fills caches
-    print(json.dumps({"ready": kind, "flops_per_token": flops, "parts": list(parts)}), flush=True)
+    if parallel.rank() == 0:
+        print(json.dumps({"ready": kind, "flops_per_token": flops, "parts": list(parts)}), flush=True)
     serve(step, parts)
 
 

@@ -229,17 +229,24 @@ def speed(steps: list[dict[str, Any]], batch: Batch) -> float:
 
 
 def fit(preset: Preset, prepared: Path, say: Say) -> dict[str, Any] | None:
-    """Search for what fits this machine and cache it. `preset` is adapted by its tier. None when that itself fails."""
+    """Search for what fits this machine and cache it, with every candidate's figures. `preset` is adapted by its tier.
+    None when that itself fails."""
+    why: list[str] = []
+
+    def tell(line: str) -> None:
+        why.append(line.strip())
+        say(line)
+
     facts = machine.describe()
     on_metal = facts["backend"] == "metal"
     bound = MEMORY_SHARE * facts["memory_gb"] * 1024
     dtypes = DTYPES if on_metal else ("float32",)
     peaks = {dtype: machine.matmul_peak(dtype) / 1e12 for dtype in dtypes}
     told = ", ".join(f"{dtype} {peak:.2f} TFLOP/s" for dtype, peak in peaks.items())
-    say(f"fitting {preset.name} to {facts['chip']}: matmul {told}; at most {bound:,.0f} MB")
+    tell(f"fitting {preset.name} to {facts['chip']}: matmul {told}; at most {bound:,.0f} MB")
     if (taken := machine.taken()) > TAKEN:
-        say(f"  other programs take {100 * taken:.0f} % of the processors; this is for what they leave")
-    search = Fitting(bound, lambda candidate: train_shortly(candidate, prepared), say)
+        tell(f"  other programs take {100 * taken:.0f} % of the processors; this is for what they leave")
+    search = Fitting(bound, lambda candidate: train_shortly(candidate, prepared), tell)
     if (start := search.tried(preset)) is None:
         say("  the tier's own setting fails: nothing is fitted")
         return None
@@ -254,7 +261,7 @@ def fit(preset: Preset, prepared: Path, say: Say) -> dict[str, Any] | None:
         if preset.name == RULE_HOLDS_FOR
         else f"sized by what {RULE_HOLDS_FOR} needs"
     )
-    say(f"chosen: {best}, {rule}")
+    tell(f"chosen: {best}, {rule}")
     result = {
         "key": key(preset),
         "model": {name: getattr(best.preset.model, name) for name in ("depth", "width", "dtype")},
@@ -264,6 +271,7 @@ def fit(preset: Preset, prepared: Path, say: Say) -> dict[str, Any] | None:
         "memory_bound_mb": bound,
         "predicted_bpb": best.bpb,
         "matmul_flops": min(peaks["float32"] * 1e12, machine.matmul_peak("float32")),  # it may have become busy
+        "why": why,
     }
     _path(preset).parent.mkdir(parents=True, exist_ok=True)
     write_atomic(_path(preset), json.dumps(result, indent=1))

@@ -44,17 +44,42 @@ def test_mistakes_are_one_line(arguments):
     assert done.stderr.count("\n") == 1
 
 
+TINY = {"vocab": 300, "sequence_length": 32, "depth": 2, "width": 64, "head_dim": 32, "softcap": 15.0, "window": "L",
+        "dtype": "float32", "rows": 2, "tokens_per_step": 128}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["ours", "ours-2", "plain"])
+def test_a_stepper_takes_the_steps_it_is_asked_for(kind):
+    """With two processes too: rank 0 answers, the other ends with it."""
+    command = [sys.executable, "benchmarks/stepper.py", kind, json.dumps(TINY)]
+    done = subprocess.run(command, cwd=ROOT, input="2\n3\n", capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    ready, *answers = map(json.loads, done.stdout.splitlines())
+    assert ready["ready"] == kind
+    assert [len(answer["seconds"]) for answer in answers] == [2, 3]
+    assert min(answers[0]["seconds"]) > 0
+
+
+def test_ratios_are_to_the_faster_of_ours():
+    seconds = {"ours": [2.0, 2.0], "ours-2": [1.0, 1.0], "plain": [4.0, 4.0], "torch": [1.5, 1.5]}
+    parts = {"forward": [1.0], "forward and backward": [1.5], "optimizer": [0.5]}
+    found = bench_module._step_report(seconds, parts, {}, 1e6)
+    assert (found["processes"], found["ours_ratio"], found["plain_ratio"], found["torch_ratio"]) == (2, 2, 4, 1.5)
+    del seconds["ours-2"]
+    found = bench_module._step_report(seconds, parts, {}, 1e6)
+    assert (found["processes"], found["plain_ratio"], found["torch_ratio"]) == (1, 2, 0.75)
+
+
 def test_plain_and_ours_learn_the_same():
     """Both steppers on the same tokens: equal losses mean that the comparison is of speed alone."""
     code = (
         "import sys; sys.path[:0] = ['benchmarks', '.']; import stepper, json\n"
-        "settings = dict(vocab=300, sequence_length=32, depth=2, width=64, head_dim=32, softcap=15.0, window='L',"
-        "dtype='float32', rows=2, tokens_per_step=128)\n"
-        "whole, *_ = getattr(stepper, sys.argv[1])(settings)\n"
+        "whole, *_ = getattr(stepper, sys.argv[1])(json.loads(sys.argv[2]))\n"
         "print([float(whole()) for _ in range(4)])"
     )
     told = [
-        subprocess.check_output([sys.executable, "-c", code, kind], cwd=ROOT, text=True) for kind in ("ours", "plain")
+        subprocess.check_output([sys.executable, "-c", code, kind, json.dumps(TINY)], cwd=ROOT, text=True)
+        for kind in ("ours", "plain")
     ]
     ours, plain = map(json.loads, told)
     assert ours == pytest.approx(plain, rel=1e-3)

@@ -130,6 +130,7 @@ def test_fitted_once_applied_again_and_measured_anew_when_damaged_or_asked(prepa
     assert any("failed" in line for line in said)
     assert said[-1].startswith("chosen: depth 2, width 64")
     assert "predicted" not in said[-1]  # the rule's numbers hold for TinyStories alone
+    assert found["why"] == [line.strip() for line in said]
     first = len(runs)
     assert fit.fitted(preset, prepared, None, said.append) == (chosen, found)
     assert len(runs) == first
