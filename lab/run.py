@@ -179,12 +179,20 @@ class Run:
         figures = (rate, self._mfu(rate), machine.peak_memory_mb(), self.data.epoch, self.clock.remaining)
         self.display.show(Reading(step, self.clock.progress, shown, *figures))
 
-    def predicted_bpb(self) -> float | None:
-        """What fitting predicted for this run; None where nothing was fitted or the rule does not hold: it is
-        for the whole budget on TinyStories."""
-        fit, whole = self.record_settings.get("fit"), self.preset.task.minutes * 60
-        holds = self.preset.name == RULE_HOLDS_FOR and not self.clock.steps and self.clock.budget == whole
-        return fit["predicted_bpb"] if fit and holds else None
+    def beside_the_fit(self, result: dict[str, Any]) -> list[str]:
+        """What fitting predicted for this run, which is for the whole budget on TinyStories, and whether the run was
+        much faster than fitting was with as many processes."""
+        fit, told = self.record_settings.get("fit"), []
+        if not fit:
+            return told
+        whole = not self.clock.steps and self.clock.budget == self.preset.task.minutes * 60
+        if self.preset.name == RULE_HOLDS_FOR and whole:
+            predicted, measured = fit["predicted_bpb"], result["val_bpb"]
+            told += [f"predicted {predicted:.3f} by the scaling rule of TinyStories, measured {measured:.3f}"]
+        times = result["tokens_per_second"] / fit["tokens_per_second"]
+        if self.processes == fit["batch"]["processes"] and times > OUTGROWN:
+            told += [f"trained {times:.1f} times as fast as when this machine was fitted; `make fit` measures again"]
+        return told
 
     def finish(self, model: Any, training_seconds: float) -> None:
         """Write the checkpoint, then the training's record."""
@@ -327,11 +335,9 @@ def _score(run: Run, started: float) -> None:
     result = json.loads((directory / "result.json").read_text())
     result["total_seconds"] = time.perf_counter() - started
     write_atomic(directory / "result.json", json.dumps(result, indent=1))
-    if run.verbosity > QUIET and (predicted := run.predicted_bpb()) is not None:
-        print(f"predicted {predicted:.3f} by the scaling rule of TinyStories, measured {result['val_bpb']:.3f}")
-    fit = run.record_settings.get("fit")
-    if run.verbosity > QUIET and fit and (times := result["tokens_per_second"] / fit["tokens_per_second"]) > OUTGROWN:
-        print(f"trained {times:.1f} times as fast as when this machine was fitted; `make fit` measures again")
+    if run.verbosity > QUIET:
+        for line in run.beside_the_fit(result):
+            print(line)
     print(summary(result))
 
 
