@@ -9,6 +9,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH PYTHONHASHSEED PYTHONOPTIMIZE
 
 quote = '$(subst ','\'',$(1))'
 VERBOSITY := $(if $(Q),--quiet) $(if $(V),--verbose)

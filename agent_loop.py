@@ -12,6 +12,7 @@ checkout is never touched. Importing this module does nothing.
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -164,7 +165,7 @@ class Night:
                 measured = replace(measured, status="crash", reason=reason, spoiled=True)
             kept.parent.mkdir(exist_ok=True)
             write_atomic(kept, json.dumps(vars(measured)))
-        result = json.loads(kept.read_text())
+        result = json.loads(kept.read_text(encoding="utf-8"))
         self.journal.record("run", id=step.id, who=step.who, run=step.run, seed=step.seed, **result)
         number = f"val_bpb {result['val_bpb']:.6f}" if result["status"] == "ok" else result["reason"]
         self.say(f"run {step.run}: {result['status']}, {number}, {result['minutes']:.1f} min")
@@ -207,7 +208,7 @@ class Night:
             number=len(state.experiments),
             source=base,
             settings=self.settings,
-            program=program.read_text() if program.is_file() else "",
+            program=program.read_text(encoding="utf-8") if program.is_file() else "",
             task=self.task(),
             value=state.incumbent.mean if state.incumbent else None,
             noise=state.noise.sigma if state.noise else None,
@@ -308,7 +309,7 @@ def shared_options(function: Callable) -> Callable:
     return function
 
 
-@click.group(help=__doc__.split("\n\n")[0])
+@click.group(help="The night: propose, check, commit, train, score, judge, keep or discard, again until morning.")
 def command() -> None:
     pass
 
@@ -372,11 +373,11 @@ def run(kind: str, model: str, cli: str, llm_share: float, max_experiments: int 
 @tag_option("the latest")
 @click.option("-m", "--message", required=True, help="What you changed and why, one line.")
 def try_command(message: str, tag: str | None, **options: Any) -> None:
-    tag = tag or latest_tag()
+    tag, message = tag or latest_tag(), os.fsencode(message).decode(errors="replace")  # in a C locale too
     (NIGHTS / tag).mkdir(parents=True, exist_ok=True)
     with lock(NIGHTS / tag / "lock"):
         worktree = NIGHTS / tag / "worktree" / "train.py"
-        edited = worktree.read_text() if worktree.is_file() else None
+        edited = worktree.read_text(encoding="utf-8") if worktree.is_file() else None
         night = open_night(tag, **options)
         night.go(0)  # the baseline, and what a kill left unfinished
         base = night.branch.source(night.journal.state.head())

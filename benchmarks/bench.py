@@ -47,7 +47,9 @@ class Stepper:
 
     def __init__(self, kind: str, settings: dict[str, Any], python: str = sys.executable):
         command = [python, str(ROOT / "benchmarks" / "stepper.py"), kind, json.dumps(settings)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", errors="replace"
+        )
         self.kind, self.told = kind, self._answer()
 
     def take(self, steps: int, part: str = "") -> list[float]:
@@ -81,7 +83,9 @@ def step(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     kinds = {"ours": sys.executable, "ours-2": sys.executable, "plain": sys.executable}
     if facts["backend"] == "metal" or facts["cpu_cores"] < 2:
         del kinds["ours-2"]
-    asked = subprocess.run([options.torch_python, "-c", HAS_BFLOAT16], capture_output=True, text=True)
+    asked = subprocess.run(
+        [options.torch_python, "-c", HAS_BFLOAT16], capture_output=True, encoding="utf-8", errors="replace"
+    )
     if asked.returncode:
         print("torch is not installed: no comparison with it (pip install torch, or --torch-python PATH)")
     else:
@@ -155,7 +159,7 @@ def stories(folder: Path) -> Path:
     from lab.stories import story
 
     path = folder / "stories.txt"
-    path.write_text("\n<|endoftext|>\n".join(story(0, i) for i in range(STORIES)))
+    path.write_text("\n<|endoftext|>\n".join(story(0, i) for i in range(STORIES)), encoding="utf-8")
     return path
 
 
@@ -184,7 +188,7 @@ def loader(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from lab.shards import open_prepared
 
     env = _prepared(folder)
-    record = json.loads((Path(env["AUTORESEARCH_CACHE"]) / "current.json").read_text())
+    record = json.loads((Path(env["AUTORESEARCH_CACHE"]) / "current.json").read_text(encoding="utf-8"))
     preset, prepared = record["preset"], open_prepared(Path(record["prepared"]))
     length, batch = preset["task"]["sequence_length"], preset["batch"]
     batches = Batches(prepared.train, prepared.tokenizer.bos, length, batch["rows"], 0)
@@ -225,22 +229,24 @@ atexit.register(lambda: print("outside", 1 - sum(b - a for a, b in moments[2:]) 
 def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     env, results, outside = _prepared(folder) | {"PYTHONPATH": str(ROOT)}, [], []
     source = (
-        (ROOT / "train.py").read_text().replace('if __name__ == "__main__":', TIMED + '\nif __name__ == "__main__":')
+        (ROOT / "train.py")
+        .read_text(encoding="utf-8")
+        .replace('if __name__ == "__main__":', TIMED + '\nif __name__ == "__main__":')
     )
     for name, script in (("plain", ROOT / "train.py"), ("timed", folder / "train.py")):
         if name == "timed":
-            script.write_text(source)
+            script.write_text(source, encoding="utf-8")
         for number in range(min(3, options.rounds)):
             run_dir = folder / f"{name}{number}"
             command = [sys.executable, str(script), "--steps", str(STEPS), "--run-dir", str(run_dir)]
             command += ["--no-score"] if name == "timed" else []
-            done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+            done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, encoding="utf-8", errors="replace")
             if done.returncode:
                 raise UserError(f"the run failed: {done.stderr.strip()[-300:]}")
             if name == "timed":
                 outside.append(float(done.stdout.rpartition("outside ")[2]))
             else:
-                results.append(json.loads((run_dir / "result.json").read_text()))
+                results.append(json.loads((run_dir / "result.json").read_text(encoding="utf-8")))
     return {
         "startup_s": median(r["startup_seconds"] for r in results),
         "tokens_per_second": median(r["tokens_per_second"] for r in results),
@@ -257,11 +263,11 @@ def night(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     command = [sys.executable, "agent_loop.py", "run", "--agent", "search", "--tag", "bench", "--rigor", "none"]
     begun = time.perf_counter()
     command += ["--max-experiments", "3", "--minutes", str(minutes)]
-    done = subprocess.run(command, cwd=clone, env=env, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=clone, env=env, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         raise UserError(f"the night failed: {done.stderr.strip()[-300:]}")
     wall = time.perf_counter() - begun
-    lines = (clone / "nights" / "bench" / "journal.jsonl").read_text().splitlines()
+    lines = (clone / "nights" / "bench" / "journal.jsonl").read_text(encoding="utf-8").splitlines()
     runs = sum(json.loads(line)["event"] == "run" for line in lines)
     return {"seconds_outside_training_per_run": (wall - runs * minutes * 60) / runs, "runs": runs}
 

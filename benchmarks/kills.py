@@ -87,12 +87,14 @@ def verify(checkout: Checkout) -> dict[str, int]:
     runs = [r for r in records if r["event"] == "run"]
     assert [r["n"] for r in records] == list(range(1, len(records) + 1)), "events are not numbered without gaps"
     assert len({r["run"] for r in runs}) == len(runs), "a run is recorded twice"
-    results = {path.stem: json.loads(path.read_text()) for path in (journal.folder / "results").glob("*.json")}
+    results = {
+        path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (journal.folder / "results").glob("*.json")
+    }
     assert set(results) == {r["run"] for r in runs}, "a result is not in the journal"
     assert all(results[r["run"]]["val_bpb"] == r["val_bpb"] for r in runs), "a result changed"
     assert journal.state.pending is None
     assert checkout.git("rev-parse", "autoresearch/kills") == journal.state.head(), "branch and journal disagree"
-    rows = (journal.folder / "results.tsv").read_text().splitlines()
+    rows = (journal.folder / "results.tsv").read_text(encoding="utf-8").splitlines()
     assert len(rows) == 1 + len(journal.state.experiments), "results.tsv has not every experiment once"
     assert checkout.git("status", "--porcelain") == "", "the user's checkout changed"
     assert checkout.git("rev-list", "--count", "main") == "1"
@@ -113,7 +115,7 @@ def main() -> None:
         told |= {"kills": options.kills} | verify(checkout)
     out = ROOT / "benchmarks" / "out" / "kills.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(told, indent=1) + "\n")
+    out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     print(f"sound after {options.kills} kills of each: {told}")
 
 

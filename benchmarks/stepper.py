@@ -70,7 +70,7 @@ def _experiment(settings: dict):
     preset["task"]["sequence_length"] = settings["sequence_length"]
     for section in ("model", "batch"):
         preset[section] |= {key: settings[key] for key in preset[section] if key in settings}
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+    with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
         json.dump({"preset": preset, "prepared": "", "tier": ""}, file)
         file.flush()
         os.environ["AUTORESEARCH_SETTINGS"] = file.name
@@ -103,7 +103,7 @@ def plain(settings: dict):
 def asked() -> Iterator[tuple[int, str]]:
     """Steps to take and the part of them, "" for all: each line of standard input, which rank 0 passes on. A rank that
     waited in the ring instead would keep a core busy while other kinds are timed."""
-    pipe = open(os.environ[ORDERS], "r" if parallel.rank() else "w") if parallel.launched() else None  # noqa: SIM115
+    pipe = open(os.environ[ORDERS], "r" if parallel.rank() else "w", encoding="utf-8") if parallel.launched() else None  # noqa: SIM115
     for line in pipe if parallel.rank() else sys.stdin:
         if pipe and parallel.rank() == 0:
             print(line, end="", file=pipe, flush=True)

@@ -63,12 +63,14 @@ def train(run: dict, record: dict, core: int | None) -> None:
     preset["optimizer"]["matrix_lr"] = run["matrix_lr"]
     with tempfile.TemporaryDirectory(prefix="sweep-") as folder:
         settings = Path(folder, "settings.json")
-        settings.write_text(json.dumps({"preset": preset, "prepared": record["prepared"], "tier": "sweep"}))
+        settings.write_text(
+            json.dumps({"preset": preset, "prepared": record["prepared"], "tier": "sweep"}), encoding="utf-8"
+        )
         command = [sys.executable, str(ROOT / "train.py"), "--steps", str(run["steps"]), "--run-dir", f"{folder}/run"]
         bind = None if core is None else lambda: os.sched_setaffinity(0, {core})
         env = os.environ | {"AUTORESEARCH_SETTINGS": str(settings)}
         subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL, preexec_fn=bind)
-        result = json.loads(Path(folder, "run", "result.json").read_text())
+        result = json.loads(Path(folder, "run", "result.json").read_text(encoding="utf-8"))
     run |= {"tokens": result["total_tokens"], "val_bpb": round(result["val_bpb"], 6)}
     append_line(TABLE, ",".join(str(run[name]) for name in COLUMNS))
     print(", ".join(f"{name} {run[name]}" for name in COLUMNS), flush=True)
@@ -120,7 +122,7 @@ def main() -> None:
         if not (record := recorded()):
             raise UserError("nothing is prepared; python prepare.py --preset tinystories --no-fit")
         if not TABLE.is_file():
-            TABLE.write_text(",".join(COLUMNS) + "\n")
+            TABLE.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
         had = [tuple(row[name] for name in COLUMNS[:5]) for row in done()]
         runs = [run for run in plan(record["preset"]) if tuple(run[name] for name in COLUMNS[:5]) not in had]
         cores: SimpleQueue[int | None] = SimpleQueue()

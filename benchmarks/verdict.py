@@ -160,7 +160,7 @@ def rehearsals(rule: str, nights: int, seed: int, draw: Draw, sd: float) -> dict
 def measured(path: Path) -> tuple[Draw, float]:
     """Standardised residuals of measured replicates, and their standard deviation in bpb."""
     try:
-        groups = [group for group in json.loads(path.read_text()) if len(group) > 1]
+        groups = [group for group in json.loads(path.read_text(encoding="utf-8")) if len(group) > 1]
         residuals = [(x - fmean(g)) * (len(g) / (len(g) - 1)) ** 0.5 for g in groups for x in g]
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} is no JSON list of lists of val_bpb: {error}") from error

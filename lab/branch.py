@@ -62,7 +62,10 @@ class Branch:
 def git(folder: Path, *arguments: str, check: bool = True, strip: bool = True) -> str:
     """What git prints. Raises UserError with git's own last line when it fails."""
     try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True)
+        words = [argument.encode(errors="surrogateescape") for argument in arguments]  # in an ASCII locale too
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, encoding="utf-8", errors="replace"
+        )
     except FileNotFoundError:
         raise UserError("git is not installed; the loop keeps its history in it") from None
     if check and done.returncode:

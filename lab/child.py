@@ -21,9 +21,9 @@ def start(parent: str, disk_bytes: str, *command: str) -> None:
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_FSIZE, int(disk_bytes))
     if sys.platform == "linux":
-        with open("/proc/self/oom_score_adj", "w") as file:
+        with open("/proc/self/oom_score_adj", "w", encoding="utf-8") as file:
             file.write("1000")  # if the kernel has to kill, then this one
-        with open("/proc/loadavg") as file:
+        with open("/proc/loadavg", encoding="utf-8") as file:
             tasks = int(file.read().split()[3].split("/")[1])
         _lower(resource.RLIMIT_NPROC, tasks + SPARE_PROCESSES)
     execute(list(command))

@@ -116,6 +116,6 @@ def _linux_condition(root: Path) -> dict[str, str | int | float | None]:
 def content(path: Path) -> str:
     """Text of a file of the kernel's; "" where there is none or it cannot be read."""
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except OSError:
         return ""

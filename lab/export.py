@@ -96,20 +96,20 @@ def export(run_dir: Path, folder: Path) -> None:
 
 
 def _fill(folder: Path, run_dir: Path, settings: dict[str, Any], tokenizer: Tokenizer, name: str) -> None:
-    source = (run_dir / "train.py").read_text()
+    source = (run_dir / "train.py").read_text(encoding="utf-8")
     config = configuration(source, settings, tokenizer) | score(run_dir)
     shutil.copyfile(run_dir / "checkpoint.safetensors", folder / "model.safetensors")
-    (folder / "train.py").write_text(source)
-    (folder / "model.py").write_text(MODEL)
+    (folder / "train.py").write_text(source, encoding="utf-8")
+    (folder / "model.py").write_text(MODEL, encoding="utf-8")
     for module in laboratory(source + MODEL):
         shutil.copyfile(module, folder / "lab" / module.name)
     shutil.copyfile(ROOT / "LICENSE", folder / "LICENSE")
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
-    (folder / "tokenizer.json").write_text(for_others(tokenizer))
+    (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(for_others(tokenizer), encoding="utf-8")
     kind = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": BOS}
     kind |= {"model_max_length": config["max_position_embeddings"], "clean_up_tokenization_spaces": False}
-    (folder / "tokenizer_config.json").write_text(json.dumps(kind, indent=1))
-    (folder / "README.md").write_text(readme(name, config, folder / "model.safetensors", tokenizer))
+    (folder / "tokenizer_config.json").write_text(json.dumps(kind, indent=1), encoding="utf-8")
+    (folder / "README.md").write_text(readme(name, config, folder / "model.safetensors", tokenizer), encoding="utf-8")
 
 
 def configuration(source: str, settings: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def laboratory(source: str) -> list[Path]:
         files = {ROOT / f"{name.replace('.', '/')}.py" for name in named if name.startswith("lab.")}
         new = {file for file in files if file.is_file()} - found
         found |= new
-        unread += [file.read_text() for file in new]
+        unread += [file.read_text(encoding="utf-8") for file in new]
     return sorted(found)
 
 

@@ -64,7 +64,7 @@ class Exported(nn.Module):
 
 def load(folder: Path) -> Exported:
     """The model of an exported folder with its weights."""
-    model = Exported(folder, ModelArgs.from_dict(json.loads((folder / "config.json").read_text())))
+    model = Exported(folder, ModelArgs.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8"))))
     model.load_weights(list(model.sanitize(mx.load(str(folder / "model.safetensors"))).items()))
     return model
 

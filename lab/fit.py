@@ -206,13 +206,15 @@ def train_shortly(preset: Preset, prepared: Path) -> Measured | None:
     """STEPS steps of train.py with this preset; None when it fails or takes SECONDS."""
     with tempfile.TemporaryDirectory(prefix="fit-") as folder:
         settings, run = Path(folder, "settings.json"), Path(folder, "run")
-        settings.write_text(json.dumps({"preset": to_dict(preset), "prepared": str(prepared), "tier": ""}))
+        settings.write_text(
+            json.dumps({"preset": to_dict(preset), "prepared": str(prepared), "tier": ""}), encoding="utf-8"
+        )
         command = [sys.executable, str(ROOT / "train.py"), "--steps", str(STEPS), "--no-score", "--run-dir", str(run)]
         env = os.environ | {"AUTORESEARCH_SETTINGS": str(settings)}
         try:
             subprocess.run(command, env=env, capture_output=True, timeout=SECONDS, check=True)
-            steps = [json.loads(line) for line in (run / "steps.jsonl").read_text().splitlines()]
-            record = json.loads((run / "train.json").read_text())
+            steps = [json.loads(line) for line in (run / "steps.jsonl").read_text(encoding="utf-8").splitlines()]
+            record = json.loads((run / "train.json").read_text(encoding="utf-8"))
         except (OSError, subprocess.SubprocessError, ValueError):
             return None
     return Measured(preset, speed(steps[2:], preset.batch), record["peak_memory_mb"])
@@ -321,6 +323,6 @@ def fitted(preset: Preset, prepared: Path, wanted: bool | None, say: Say) -> tup
 
 def _cached(preset: Preset) -> dict[str, Any] | None:
     try:
-        return json.loads(_path(preset).read_text())
+        return json.loads(_path(preset).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None

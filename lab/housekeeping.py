@@ -106,7 +106,7 @@ def _needed() -> dict[Path, str]:
     found = {}
     for path in [*sorted((ROOT / "nights").glob("*/settings.json")), current_path()]:
         try:
-            prepared = Path(json.loads(path.read_text())["prepared"]).resolve()
+            prepared = Path(json.loads(path.read_text(encoding="utf-8"))["prepared"]).resolve()
         except (OSError, ValueError, KeyError, TypeError):
             continue
         found[prepared] = "for the next training" if path == current_path() else f"for night {path.parent.name}"

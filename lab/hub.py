@@ -88,7 +88,7 @@ def _complete(folder: Path, progress: Progress) -> dict[str, Any] | None:
     path = folder / "manifest.json"
     if not path.exists():
         return None
-    manifest = json.loads(path.read_text())
+    manifest = json.loads(path.read_text(encoding="utf-8"))
     shards = [(folder / shard["name"], shard["sha256"]) for shard in manifest["val"] + manifest["train"]]
     damaged = [shard for shard, digest in shards if not shard.exists() or sha256(shard) != digest]
     for shard in damaged:
@@ -111,7 +111,7 @@ def _fetch(folder: Path, data: Data, progress: Progress) -> dict[str, Any]:
     identity = {"source": "hub", "repo": data.repo, "revision": place.revision, "field": data.text_field, **read}
     manifest = {"identity": identity, "val": val_shards, "train": train_shards}
     _put(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
-    return json.loads((folder / "manifest.json").read_text())
+    return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
 
 
 def _fetch_split(

@@ -37,7 +37,9 @@ def hardware() -> Hardware:
 
 def output(*command: str) -> str:
     """What a command prints. Raises OSError or SubprocessError."""
-    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    return subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", timeout=20, check=True
+    ).stdout
 
 
 def _macos_facts(output: Callable[..., str]) -> dict[str, str | int | float]:
@@ -55,7 +57,7 @@ def _macos_facts(output: Callable[..., str]) -> dict[str, str | int | float]:
 
 
 def _linux_facts() -> dict[str, str | int | float]:
-    with open("/proc/cpuinfo") as file:
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
         name = re.search(r"model name\s*: (.*)", file.read())
     return {
         "chip": name[1] if name else platform.machine(),

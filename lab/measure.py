@@ -140,8 +140,8 @@ class Bench:
         sent = self.folder / "sent" / name
         shutil.rmtree(sent, ignore_errors=True)
         sent.mkdir(parents=True)
-        (sent / "train.py").write_text(source)
-        (sent / "settings.json").write_text(json.dumps(self.settings | {"seed": seed}))
+        (sent / "train.py").write_text(source, encoding="utf-8")
+        (sent / "settings.json").write_text(json.dumps(self.settings | {"seed": seed}), encoding="utf-8")
         for part in ("lab", "prepare.py", "presets"):
             (sent / part).symlink_to(self.worktree / part)
         return sent
@@ -161,10 +161,17 @@ class Bench:
         ]
         for _ in range(2):
             (run_dir / "score.json").unlink(missing_ok=True)
-            done = subprocess.run(command, capture_output=True, text=True, cwd=self.worktree, start_new_session=True)
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                cwd=self.worktree,
+                start_new_session=True,
+            )
             self._echo(done.stdout + done.stderr)
             if (run_dir / "score.json").is_file():
-                return json.loads((run_dir / "score.json").read_text())
+                return json.loads((run_dir / "score.json").read_text(encoding="utf-8"))
         line = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         return {"status": "rejected", "reason": f"no score: {line[:200]}"}
 

@@ -111,7 +111,7 @@ def launch(processes: int) -> int:
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     share = len(cores) // processes
     ranks: list[subprocess.Popen] = []
-    with interrupts_left_to_child(), tempfile.NamedTemporaryFile("w", suffix=".json") as hosts:
+    with interrupts_left_to_child(), tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as hosts:
         json.dump([[f"127.0.0.1:{port}"] for port in _free_ports(processes)], hosts)
         hosts.flush()
         try:

@@ -1,6 +1,7 @@
 """The picture of a night: every experiment, the kept frontier and the names of what was kept."""
 
 import io
+import os
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -19,14 +20,16 @@ COLOURS = (  # on light and on dark paper
 
 def picture(state: State, name: str, dark: bool = False, narrow: bool = False) -> bytes:
     """PNG: every experiment's mean, one standard error, the kept frontier and its labels (not on a phone)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    os.environ.pop("MPLBACKEND", None)  # a notebook's; matplotlib reads it when imported
+    import matplotlib.style
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     colours = COLOURS[dark]
-    with plt.style.context("dark_background" if dark else "default"):
-        figure, axes = plt.subplots(figsize=(4.5, 4) if narrow else (11, 5), layout="constrained")
+    with matplotlib.style.context("dark_background" if dark else "default", after_reset=True):  # no user's matplotlibrc
+        figure = Figure(figsize=(4.5, 4) if narrow else (11, 5), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
         figure.set_facecolor(PAPER[dark])
         axes.set_facecolor(PAPER[dark])
         measured = [e for e in state.settled if e.values]
@@ -62,7 +65,6 @@ def picture(state: State, name: str, dark: bool = False, narrow: bool = False) -
             _label(axes, measured, kept)
         out = io.BytesIO()
         figure.savefig(out, dpi=160 if narrow else 110)
-        plt.close(figure)
     return out.getvalue()
 
 

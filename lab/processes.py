@@ -51,7 +51,7 @@ def _from_proc() -> dict[int, Process]:
 def _stat(pid: int | str) -> Process | None:
     """Fields of /proc/PID/stat (man 5 proc) after the name, which may hold anything; None if the process is gone."""
     try:
-        with open(f"/proc/{pid}/stat", errors="replace") as file:
+        with open(f"/proc/{pid}/stat", errors="replace", encoding="utf-8") as file:
             fields = file.read().rpartition(")")[2].split()
     except OSError:
         return None
@@ -76,7 +76,7 @@ def _children(pid: int) -> list[int]:
     children = []
     try:
         for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/children") as file:
+            with open(f"/proc/{pid}/task/{thread}/children", encoding="utf-8") as file:
                 children += map(int, file.read().split())
     except OSError:  # it ends just now; its children become this process's, to be seen at the next look
         pass
@@ -85,7 +85,7 @@ def _children(pid: int) -> list[int]:
 
 def _from_ps() -> dict[int, Process]:
     command = ["ps", "-A", "-o", "pid=", "-o", "ppid=", "-o", "pgid=", "-o", "state=", "-o", "lstart="]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as listing:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8", errors="replace") as listing:
         rows = [line.split(maxsplit=4) for line in listing.stdout]
     table = {int(row[0]): Process(int(row[1]), int(row[2]), row[3][0], row[4].strip()) for row in rows}
     table.pop(listing.pid, None)
@@ -168,7 +168,7 @@ def memory(members: list[int], enough: int) -> int:
 
 def _kilobytes(pid: int, name: str, keys: tuple[str, ...]) -> int:
     try:
-        lines = Path("/proc", str(pid), name).read_text(errors="replace").splitlines()
+        lines = Path("/proc", str(pid), name).read_text(errors="replace", encoding="utf-8").splitlines()
     except OSError:
         return 0
     return sum(int(line.split()[1]) for line in lines if line.startswith(keys))

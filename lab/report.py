@@ -60,7 +60,7 @@ def write_report(folder: Path, stories: str | None = None) -> list[Path]:
 def serve(folder: Path, port: int, say: Callable[[str], None]) -> None:
     """Serve report.html on 127.0.0.1, written anew when it is asked for and the night went on, until Ctrl-C."""
 
-    drawing, kept = threading.Lock(), {}  # state of the journal -> page; pyplot is for one thread at a time
+    drawing, kept = threading.Lock(), {}  # state of the journal -> page; matplotlib's style is global
 
     class Handler(http.server.BaseHTTPRequestHandler):
         timeout = 10  # seconds; a browser opens connections that it does not use

@@ -51,7 +51,7 @@ def recorded() -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         return record | {"preset": to_dict(from_dict(record["preset"])), "prepared": record["prepared"]}
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} is damaged; `make prepare` writes it anew") from None
@@ -94,7 +94,11 @@ class Run:
 
     def _agree(self, source: Path) -> None:
         """Raise UserError unless every process has the same preset, text and source."""
-        told = json.dumps(to_dict(self.preset)) + source.read_text() + self.prepared.manifest["val_text_sha256"]
+        told = (
+            json.dumps(to_dict(self.preset))
+            + source.read_text(encoding="utf-8")
+            + self.prepared.manifest["val_text_sha256"]
+        )
         digest = int(hashlib.sha256(told.encode()).hexdigest()[:6], 16)  # fits a float32
         if parallel.rank_0s(float(digest)) != digest:
             raise UserError(
@@ -170,7 +174,7 @@ class Run:
         rate = self.tokens / (time.perf_counter() - self.clock.begun)
         entry = {"step": step, "seconds": round(elapsed, 3), "loss": loss, "tokens": self.tokens}
         entry |= {"tokens_per_second": round(rate, 1)} | extras
-        with open(self.directory / "steps.jsonl", "a") as file:
+        with open(self.directory / "steps.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         if not loss < 2 * math.log(self.vocab_size) + 1:  # guessing costs log(V); also true for NaN
             raise UserError(f"the run diverged: the loss is {loss:.3g} at step {step}; lower the learning rates")
@@ -273,6 +277,8 @@ def execute(experiment: Callable[[Run], Any], source: str) -> None:
 
 def guarded(command: click.Command) -> None:
     """Run a command line: a mistake of the user's or the machine's is one line, a bug keeps its traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a C locale or an old terminal knows no "±"
     try:
         command.main(standalone_mode=False)
     except UserError as error:
@@ -327,12 +333,12 @@ def _score(run: Run, started: float) -> None:
     # No sandbox: the same code has just trained without one, and none was ever tried with Metal.
     command = [sys.executable, ROOT / "prepare.py", "score", directory, "--sandbox", "none"]
     with working("scoring", run.verbosity):
-        scoring = subprocess.run(command, capture_output=True, text=True)
+        scoring = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     if scoring.returncode:
         raise UserError(scoring.stderr.strip().removeprefix("error: ") or f"the scorer ended with {scoring.returncode}")
     if run.verbosity == VERBOSE:
         print(scoring.stdout, end="")
-    result = json.loads((directory / "result.json").read_text())
+    result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
     result["total_seconds"] = time.perf_counter() - started
     write_atomic(directory / "result.json", json.dumps(result, indent=1))
     if run.verbosity > QUIET:

@@ -97,14 +97,14 @@ def records(run_dir: Path) -> tuple[dict[str, Any], Tokenizer]:
     for name in ("checkpoint.safetensors", "settings.json", "train.py"):
         if not (run_dir / name).is_file():
             raise UserError(f"{run_dir} has no {name}; name a finished run of runs/ or nights/TAG/runs/")
-    settings = json.loads((run_dir / "settings.json").read_text())
+    settings = json.loads((run_dir / "settings.json").read_text(encoding="utf-8"))
     return settings, open_prepared(Path(settings["prepared"]), parts=("tokenizer",)).tokenizer
 
 
 def result(run_dir: Path) -> dict[str, Any]:
     """val_bpb, task and the rest that is known of a scored run; {} for one that is not scored."""
     try:
-        score = json.loads((run_dir / "score.json").read_text())
+        score = json.loads((run_dir / "score.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return score if score.get("status") == "ok" and "val_bpb" in score else {}

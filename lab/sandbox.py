@@ -226,7 +226,8 @@ def _run_probe(kind: str, inside: Path, outside: Path, port: int) -> str:
     command = [sys.executable, "-I", "-S", "-c", PROBE, str(inside), str(outside), str(port)]
     try:
         child = subprocess.run(wrap(command, policy, kind), env=environment(os.environ, policy), timeout=30,
-                               stdin=subprocess.DEVNULL, capture_output=True, text=True)  # fmt: skip
+                               stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8",
+                               errors="replace")  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"does not start: {error}"
     return f"does not start: {child.stderr.strip()[-200:]}" if child.returncode else ""

@@ -125,7 +125,7 @@ def score_run(run_dir: Path, sandbox: str = "none", batches: int | None = None) 
     for name in ("settings.json", "train.py", "checkpoint.safetensors"):
         if not (run_dir / name).is_file() or (run_dir / name).is_symlink():
             raise UserError(f"{run_dir} has no {name}: not a finished run; name a folder of runs/")
-    settings = json.loads((run_dir / "settings.json").read_text())
+    settings = json.loads((run_dir / "settings.json").read_text(encoding="utf-8"))
     prepared = open_prepared(Path(settings["prepared"]), parts=("val", "tokenizer"))
     length = settings["preset"]["task"]["sequence_length"]
     score = {"task": prepared.fingerprint(length, settings["minutes"], settings["steps"])}

@@ -101,7 +101,7 @@ def open_prepared(folder: Path, parts: tuple[str, ...] = PARTS) -> Prepared:
 def _manifest(folder: Path) -> dict[str, Any]:
     """The manifest of `folder`. Raises UserError when it is damaged."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         listed = [*manifest["train"], manifest["val"], manifest["tokenizer"]]
         if all({"name", "sha256"} <= entry.keys() for entry in listed) and "val_text_sha256" in manifest:
             return manifest
@@ -274,7 +274,7 @@ def _finished_shards(folder: Path) -> dict[str, Shard]:
     """Shards of an earlier, interrupted preparation that are whole. A torn line or a damaged file is done again."""
     done: dict[str, Shard] = {}
     path = folder / "shards.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             shard = Shard(**json.loads(line))
         except (json.JSONDecodeError, TypeError):
@@ -288,7 +288,7 @@ def _finished_shards(folder: Path) -> dict[str, Shard]:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """One preparation of a folder at a time; a second one waits."""
-    with open(folder / ".lock", "w") as file:
+    with open(folder / ".lock", "w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -277,7 +277,7 @@ def test_a_refused_change_goes_back_with_its_reason_and_its_file(tmp_path):
 
 def alive(pid: int) -> bool:
     try:
-        with open(f"/proc/{pid}/stat") as file:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
             return file.read().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return subprocess.run(["ps", "-p", str(pid)], capture_output=True).returncode == 0 and sys.platform != "linux"

@@ -195,7 +195,7 @@ def test_any_other_damage_is_one_clear_line(tmp_path, damage):
 
 def test_an_event_that_does_not_follow_is_named_when_reading(tmp_path):
     journal = _started(tmp_path)
-    with open(journal.path, "a") as file:
+    with open(journal.path, "a", encoding="utf-8") as file:
         file.write(json.dumps({"n": 2, "time": "", "event": "kept", "id": 0}) + "\n")
     with pytest.raises(UserError, match="event 2 does not fit"):
         Journal(tmp_path)

@@ -167,7 +167,7 @@ def test_killed_at_random_moments_nothing_is_lost_or_doubled(checkout):
 def children(pid: int) -> list[str]:
     """Descendants of a process (Linux)."""
     try:
-        own = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        own = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
     except OSError:
         return []
     return own + [c for child in own for c in children(int(child))]

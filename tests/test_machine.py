@@ -136,7 +136,7 @@ def test_a_display_adapter_without_cores_beside_the_gpu_is_passed_over(monkeypat
 @pytest.mark.skipif(platform.system() != "Linux", reason="reads /proc")
 def test_linux_facts_are_those_of_this_machine():
     facts = machine.describe()
-    with open("/proc/meminfo") as file:
+    with open("/proc/meminfo", encoding="utf-8") as file:
         kilobytes = int(file.readline().split()[1])
     assert facts["memory_gb"] == pytest.approx(kilobytes / 2**20, rel=0.05)
     assert facts["cpu_cores"] == len(os.sched_getaffinity(0))

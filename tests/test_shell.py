@@ -105,7 +105,7 @@ def interrupted(
 ) -> subprocess.CompletedProcess:
     """What a command says and gives when its terminal's Ctrl-C comes once `begun(output so far)`."""
     folder = checkout.folder.parent
-    with open(folder / "out", "w") as out, open(folder / "err", "w") as err:
+    with open(folder / "out", "w", encoding="utf-8") as out, open(folder / "err", "w", encoding="utf-8") as err:
         where = {"cwd": checkout.folder, "env": environment(checkout.cache, **more), "start_new_session": True}
         process = subprocess.Popen(checkout.command(*arguments), **where, stdout=out, stderr=err)
         until = time.monotonic() + 60

@@ -18,7 +18,7 @@ class Once:
 
     def propose(self, briefing: Briefing) -> Proposal:
         if briefing.attempt:
-            self.path.write_text(self.source)
+            self.path.write_text(self.source, encoding="utf-8")
             raise UserError(f"refused: {briefing.refused}; mend {self.path} and try again")
         edit = describe(self.source, briefing.source, self.settings)
         return Proposal(self.source, self.message, self.name, edit)
