@@ -35,7 +35,7 @@ from lab.preset import from_dict
 from lab.proposal import Proposal, check
 from lab.run import ROOT, guarded
 from lab.show import NORMAL, QUIET, examples, silent, verbosity_options
-from lab.source import Rejected, fingerprint, nodes
+from lab.source import Rejected, fingerprint, nodes, read_source
 
 NIGHTS = ROOT / "nights"
 REDRAWS = 2  # after a proposal that failed its checks, before the sampler takes the slot
@@ -96,7 +96,7 @@ class Night:
             return self.commit(Proposal(self.branch.source(state.head()), "baseline", "none"))
         base, refused, refused_source = self.branch.source(state.head()), "", ""
         for attempt in range(2 * (1 + REDRAWS)):
-            self.idea = ""
+            self.idea, proposal = "", None
             agent = self.agent if attempt <= REDRAWS else self.sampler()
             try:
                 proposal = agent.propose(self.briefing(base, attempt, refused, refused_source))
@@ -109,9 +109,10 @@ class Night:
                 self.say(f"no proposal: {reason}")
                 continue
             except Rejected as reason:
-                refused, refused_source = str(reason), proposal.source
                 self.say(f"refused: {reason}")
-                self.refuse(proposal, str(reason))
+                refused, refused_source = str(reason), proposal.source if proposal else ""
+                if proposal:
+                    self.refuse(proposal, str(reason))
                 continue
             return self.commit(proposal)
         return False
@@ -268,6 +269,7 @@ def open_night(
     journal = Journal(folder)
     if not journal.state.start:
         journal.record("start", tag=tag, commit=branch.head)
+    keep_edit(branch, journal)
     tell, echo = (say if verbosity > level else silent for level in (QUIET, NORMAL))
     bench = Bench(folder, branch.worktree, settings, kind, say=tell, echo=echo)
     night = Night(folder, branch, journal, bench, rigor, say=tell)
@@ -275,6 +277,31 @@ def open_night(
         if record["event"] == "proposal":
             night.edits[record["id"]] = record.get("edit") or {}
     return night
+
+
+def keep_edit(branch: Branch, journal: Journal) -> None:
+    """Save an edit of the worktree's train.py that is on no commit, before anything resets it; say where."""
+    edited = branch.worktree / "train.py"
+    if not os.path.lexists(edited):
+        return
+    known = {branch.source(commit).encode() for commit in (branch.head, journal.state.head())}
+    if edited.is_file() and edited.read_bytes().replace(b"\r\n", b"\n") in known:
+        return
+    saved = branch.worktree.parent / "saved" / f"{datetime.now():%Y%m%d-%H%M%S-%f}-train.py"
+    saved.parent.mkdir(exist_ok=True)
+    if edited.is_file():
+        write_atomic(saved, edited.read_bytes())
+    else:
+        edited.rename(saved)
+    say(f"train.py of the worktree was edited; the edit is saved as {saved}")
+
+
+def edit_of(path: Path) -> str | None:
+    """The text of an edited train.py, None where there is none. Raises UserError and leaves what cannot be read."""
+    try:
+        return read_source(path) if os.path.lexists(path) else None
+    except Rejected as reason:
+        raise UserError(f"{reason}; mend {path}, then try again") from None
 
 
 def tags() -> list[str]:
@@ -377,7 +404,7 @@ def try_command(message: str, tag: str | None, **options: Any) -> None:
     (NIGHTS / tag).mkdir(parents=True, exist_ok=True)
     with lock(NIGHTS / tag / "lock"):
         worktree = NIGHTS / tag / "worktree" / "train.py"
-        edited = worktree.read_text(encoding="utf-8") if worktree.is_file() else None
+        edited = edit_of(worktree)
         night = open_night(tag, **options)
         night.go(0)  # the baseline, and what a kill left unfinished
         base = night.branch.source(night.journal.state.head())

@@ -1,18 +1,20 @@
 """Reading and editing the experiment's source through its syntax tree.
 
 Covers: the constants block, edits in three forms (a constant set, a definition replaced whole, text replaced
-where it matches once), and the fingerprint by which a repeated experiment is known. Every function takes and
-returns text and answers a bad edit with `Rejected`, whose message is one short reason. Nothing is executed;
-whether an edit makes sense is not decided here (see proposal.check and space.broken).
+where it matches once), and the fingerprint by which a repeated experiment is known. Every function but `read_source`
+takes and returns text; all answer what is bad with `Rejected`, whose message is one short reason. Nothing is
+executed; whether an edit makes sense is not decided here (see proposal.check and space.broken).
 """
 
 import ast
 import functools
 import hashlib
 import re
+import stat
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 MAX_BYTES = 200_000  # upstream's train.py has 26 kB; beyond this it is not an edit
@@ -53,6 +55,23 @@ def parse(source: str) -> ast.Module:
     if _depth(tree) > MAX_DEPTH:
         raise Rejected("nested too deeply")
     return tree
+
+
+def read_source(path: Path, otherwise: str | None = None) -> str:
+    """A plain text file of reasonable size, without a byte order mark and carriage returns; `otherwise`, or Rejected,
+    for anything else."""
+    try:
+        status = path.lstat()
+        if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_BYTES:
+            return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+        problem = "is no plain file" if not stat.S_ISREG(status.st_mode) else "is too long"
+    except FileNotFoundError:
+        problem = "is gone"
+    except UnicodeDecodeError:
+        problem = "is not UTF-8"
+    if otherwise is None:
+        raise Rejected(f"{path.name} {problem}")
+    return otherwise
 
 
 def constants(source: str, settings: Mapping[str, Any]) -> dict[str, Constant]:

@@ -23,7 +23,7 @@ from lab.agents import Briefing, NoProposal, Tried
 from lab.errors import UserError
 from lab.files import sha256
 from lab.proposal import Proposal, check, describe, in_words
-from lab.source import MAX_BYTES, Rejected, one_line
+from lab.source import Rejected, one_line, read_source
 
 REPAIRS = 2  # times that a refused change goes back
 BRIEFING_TOKENS = 20_000
@@ -59,7 +59,7 @@ class Command:
                     return self._read(scratch, before, printed, briefing)
                 except Rejected as reason:
                     self.say(f"command, try {attempt + 1} of {1 + REPAIRS}: {reason}")
-                    kept = _text(scratch / "train.py", otherwise=briefing.source)
+                    kept = read_source(scratch / "train.py", otherwise=briefing.source)
                     briefing = replace(briefing, refused=str(reason), refused_source=kept)
         raise NoProposal(f"the command's change was refused {1 + REPAIRS} times; the last: {briefing.refused}")
 
@@ -117,10 +117,10 @@ class Command:
         others = [name for name in names if name not in ALLOWED]
         if others:
             raise Rejected(f"changes {one_line(', '.join(others), 120)}; only train.py may change")
-        source = _text(scratch / "train.py")
+        source = read_source(scratch / "train.py")
         check(source, briefing.source, briefing.tried, briefing.settings)
         edit = describe(source, briefing.source, briefing.settings)
-        hypothesis = _text(scratch / HYPOTHESIS, otherwise="").strip() or _last_line(printed) or in_words(edit)
+        hypothesis = read_source(scratch / HYPOTHESIS, otherwise="").strip() or _last_line(printed) or in_words(edit)
         return Proposal(source, hypothesis, self.name, edit)
 
 
@@ -167,22 +167,6 @@ def _digest(path: Path) -> str:
     status = path.lstat()
     plain = stat.S_ISREG(status.st_mode) and status.st_size <= MAX_OUTPUT
     return sha256(path) if plain else f"{stat.filemode(status.st_mode)} {status.st_size}"
-
-
-def _text(path: Path, otherwise: str | None = None) -> str:
-    """A plain text file of reasonable size; `otherwise`, or Rejected, for anything else."""
-    try:
-        status = path.lstat()
-        if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_BYTES:
-            return path.read_bytes().decode("utf-8").replace("\r\n", "\n")
-        problem = "is no plain file" if not stat.S_ISREG(status.st_mode) else "is too long"
-    except FileNotFoundError:
-        problem = "is gone"
-    except UnicodeDecodeError:
-        problem = "is not UTF-8"
-    if otherwise is None:
-        raise Rejected(f"{path.name} {problem}")
-    return otherwise
 
 
 def _tail(output: BinaryIO, size: int = 20_000) -> str:
