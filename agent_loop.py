@@ -25,6 +25,7 @@ import click
 from lab.agents import Agent, Briefing, NoProposal, Tried
 from lab.agents.once import Once
 from lab.branch import Branch, git
+from lab.crash import clean
 from lab.dashboard import dashboard, summary
 from lab.errors import UserError
 from lab.files import write_atomic
@@ -40,11 +41,12 @@ from lab.source import Rejected, fingerprint, nodes, read_source
 NIGHTS = ROOT / "nights"
 REDRAWS = 2  # after a proposal that failed its checks, before the sampler takes the slot
 INVALID_RUNS = 3  # of one experiment in a row: it is given up, the night goes on
+SAID = 1000  # characters of a line of the log
 PLATEAU = 15  # experiments without a kept one
 
 
 def say(line: str) -> None:
-    print(f"{datetime.now():%H:%M:%S} {line}", flush=True)
+    print(f"{datetime.now():%H:%M:%S} {clean(line, SAID)}", flush=True)
 
 
 @dataclass

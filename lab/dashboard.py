@@ -49,18 +49,18 @@ class View:
         drawn, self.width = self.width, min(self.console.width - ECHO, WIDEST)
         if self.width < drawn:  # the terminal has wrapped the panel's lines
             self.console.clear()
-        rows = Table.grid(padding=(0, 1))
+        rows = Table.grid(padding=(0, 1), expand=True)
         rows.add_column(style="bold", min_width=9)
         rows.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
         for name, told in self.rows():
-            rows.add_row(name, told)
+            rows.add_row(name, Text(told) if isinstance(told, str) else told)
         state = self.night.journal.state
         number = state.pending.id if state.pending else len(state.experiments)
         return Panel(
             rows,
-            title=f"night {self.night.folder.name}, experiment {number}",
+            title=Text(f"night {self.night.folder.name}, experiment {number}"),
             title_align="left",
-            subtitle=self.end(),
+            subtitle=Text(self.end()),
             subtitle_align="right",
             width=self.width,
         )

@@ -25,6 +25,9 @@ from lab.run import ROOT
 from lab.shards import open_prepared
 from lab.tokens import Tokenizer
 
+CONTROLS = dict.fromkeys(
+    [*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\ufffd"
+)
 COLUMN = 40  # characters of the narrowest column in which a story can be read
 
 Model = Callable[[np.ndarray], np.ndarray]  # (B, T) int32 tokens to (B, T, V) logits
@@ -156,7 +159,8 @@ def write(
 ) -> Iterator[str]:
     """Yield the prompt, then text as it is made, until the document ends or `tokens` are made.
 
-    The last `length` tokens are the context. A character is yielded when all its bytes are there."""
+    The last `length` tokens are the context. A character is yielded when all its bytes are there; one
+    that would steer a terminal, or turn its direction, is replaced."""
     generator = np.random.default_rng(seed)
     ids = tokenizer.encode([prompt])[0].tolist()
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -168,7 +172,7 @@ def write(
         ids.append(choose(logits, temperature, top_k, generator))
         if ids[-1] == tokenizer.bos:
             break
-        yield decoder.decode(tokenizer.token_bytes[ids[-1]])
+        yield decoder.decode(tokenizer.token_bytes[ids[-1]]).translate(CONTROLS)
     yield decoder.decode(b"", final=True)
 
 

@@ -45,7 +45,7 @@ def silent(line: str) -> None:
 
 def live_console(stream: TextIO) -> Console | None:
     """A console that can be painted anew in place; None for files and dumb terminals, whatever FORCE_COLOR says."""
-    console = Console(file=stream)
+    console = Console(file=stream, markup=False, emoji=False)
     return console if stream.isatty() and console.is_interactive else None
 
 
@@ -76,7 +76,7 @@ class Bars:
         self.tasks: dict[str, int] = {}
         self.last: dict[str, float] = {}
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             DownloadColumn(),
             TransferSpeedColumn(),
