@@ -35,7 +35,7 @@ from lab.opening import choose_agent, next_time, night_settings, stay_awake, sto
 from lab.preset import from_dict
 from lab.proposal import Proposal, check
 from lab.run import ROOT, guarded
-from lab.show import NORMAL, QUIET, examples, silent, verbosity_options
+from lab.show import MINUTES, NORMAL, QUIET, Finite, examples, silent, verbosity_options
 from lab.source import Rejected, fingerprint, nodes, read_source
 
 NIGHTS = ROOT / "nights"
@@ -328,7 +328,7 @@ def shared_options(function: Callable) -> Callable:
 
     for option in (
         click.option("--preset", help="Prepare and use this preset.  [default: what was prepared last]"),
-        click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Of training.  [default: 5]"),
+        click.option("--minutes", type=MINUTES, help="Of training.  [default: 5]"),
         click.option("--rigor", type=click.Choice(["full", "none"]), default="full", show_default=True,
                      help="none is upstream's rule: keep whatever is lower once."),
         click.option("--sandbox", type=click.Choice(["auto", *KINDS]), default="auto", show_default=True,
@@ -362,7 +362,9 @@ def command() -> None:
 )
 @click.option("--model", default="", help="Ollama model.  [default: the most able one that fits]")
 @click.option("--command", "cli", default="", help="For --agent command: a coding CLI, run in a scratch folder.")
-@click.option("--llm-share", default=0.3, show_default=True, help="Of hybrid's proposals by the model, 0 to 1.")
+@click.option(
+    "--llm-share", default=0.3, type=Finite(0, 1), show_default=True, help="Of hybrid's proposals by the model, 0 to 1."
+)
 @click.option("--max-experiments", type=click.IntRange(min=0), help="After so many: stop.  [default: no bound]")
 @click.option(
     "--until",

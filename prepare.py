@@ -23,7 +23,7 @@ import click
 from lab.errors import UserError
 from lab.run import DEFAULT_PRESET, current_path, execute, guarded, recorded, settings
 from lab.sandbox import KINDS
-from lab.show import QUIET, VERBOSE, Bars, examples, silent, verbosity_options
+from lab.show import QUIET, VERBOSE, Bars, Finite, examples, silent, verbosity_options
 
 PROMPT = "Once upon a time"
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -168,7 +168,7 @@ def score_command(run_dir: Path, sandbox: str, batches: int | None) -> None:
     "--temperature",
     default=0.8,
     show_default=True,
-    type=click.FloatRange(min=0),
+    type=Finite(min=0),
     help="0 always takes the likeliest token.",
 )
 @click.option(

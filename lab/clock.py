@@ -9,6 +9,7 @@ time is rank 0's: it is told to all before every step, so that they take the sam
 import time
 from collections.abc import Callable, Iterator
 
+from lab.errors import UserError
 from lab.machine import seconds_with_sleep
 
 WARMUP_STEPS = 2  # the first step compiles; with one step in flight the second still waits for it
@@ -36,6 +37,8 @@ class Clock:
             self.step += 1
             if self.step <= WARMUP_STEPS:
                 self.billed_from = min(time.perf_counter(), self.begun + WARMUP_SECONDS)
+        if not self.step:
+            raise UserError(f"{self.budget / 60:g} minutes end before the first step; take more")
 
     @property
     def elapsed(self) -> float:

@@ -14,7 +14,7 @@ from lab.agents import Agent, NoProposal
 from lab.child import interrupts_left_to_child
 from lab.errors import UserError
 from lab.files import write_atomic
-from lab.run import ROOT, current_path
+from lab.run import ROOT, current_path, read_record
 from lab.show import NORMAL, QUIET
 
 GOES_ON_HOURS = 6.0  # after its last record a night of yesterday's date goes on under that name
@@ -34,7 +34,7 @@ def night_settings(folder: Path, preset: str | None, minutes: float | None, verb
     """The task of a night, fixed when it begins: a resumed night may not change it."""
     path = folder / "settings.json"
     if path.is_file():
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = read_record(path, "restore it, or choose another --tag")
         if (preset and preset != settings["preset"]["name"]) or (minutes and minutes != settings["minutes"]):
             raise UserError(
                 f"{folder.name} has preset {settings['preset']['name']} and {settings['minutes']:g} minutes; leave "
@@ -51,7 +51,7 @@ def night_settings(folder: Path, preset: str | None, minutes: float | None, verb
             sys.exit(status)  # it has said why
     if not current_path().is_file():
         raise UserError("nothing is prepared yet; add --preset offline, or run `make prepare` first")
-    settings = json.loads(current_path().read_text(encoding="utf-8"))
+    settings = read_record(current_path(), "`make prepare` writes it anew")
     settings |= {"minutes": minutes or settings["preset"]["task"]["minutes"], "steps": None}
     write_atomic(path, json.dumps(settings, indent=1))
     return settings

@@ -33,7 +33,7 @@ from lab.files import cache_root, write_atomic
 from lab.fit import OUTGROWN, RULE_HOLDS_FOR, most_rows
 from lab.preset import from_dict, load, to_dict
 from lab.shards import open_prepared
-from lab.show import NORMAL, QUIET, VERBOSE, Reading, Training, examples, verbosity_options, working
+from lab.show import MINUTES, NORMAL, QUIET, VERBOSE, Reading, Training, examples, verbosity_options, working
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_PRESET = "tinystories"
@@ -48,13 +48,19 @@ def current_path() -> Path:
 def recorded() -> dict[str, Any] | None:
     """Settings of this process: $AUTORESEARCH_SETTINGS when set, else what was prepared last; None when nothing is."""
     path = Path(os.environ.get("AUTORESEARCH_SETTINGS") or current_path())
-    if not path.is_file():
-        return None
+    return read_record(path, "`make prepare` writes it anew") if path.is_file() else None
+
+
+def read_record(path: Path, remedy: str) -> dict[str, Any]:
+    """Settings as `make prepare` or a night wrote them. Raises UserError for a file that is not whole."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_bytes())
+        minutes = record.get("minutes")
+        if minutes is not None and not 0 < minutes < math.inf:
+            raise ValueError
         return record | {"preset": to_dict(from_dict(record["preset"])), "prepared": record["prepared"]}
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is damaged; `make prepare` writes it anew") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} is damaged; {remedy}") from None
 
 
 @cache
@@ -240,7 +246,7 @@ def execute(experiment: Callable[[Run], Any], source: str) -> None:
     )
     @click.option(
         "--minutes",
-        type=click.FloatRange(min=0, min_open=True),
+        type=MINUTES,
         help="Of training, instead of the preset's. Another task: not comparable.",
     )
     @click.option(
@@ -255,8 +261,6 @@ def execute(experiment: Callable[[Run], Any], source: str) -> None:
     def command(
         minutes: float | None, steps: int | None, seed: int | None, run_dir: Path | None, score: bool, verbosity: int
     ) -> None:
-        if minutes is not None and not math.isfinite(minutes):
-            raise click.BadParameter(f"{minutes} is no number of minutes", param_hint="--minutes")
         record = recorded()
         if record is None:
             raise UserError("nothing is prepared yet; run `make prepare PRESET=offline` (no network) or another preset")

@@ -177,10 +177,13 @@ def write(
 
 
 def choose(logits: np.ndarray, temperature: float, top_k: int, generator: np.random.Generator) -> int:
-    """A token drawn from (V,) logits; temperature 0 takes the largest."""
+    """A token drawn from (V,) logits; temperature 0 takes the largest. Raises UserError where they are not finite."""
+    if not np.isfinite(logits).all():
+        raise UserError("the model's logits are not finite: this run did not learn; choose another")
     if temperature == 0:
         return int(logits.argmax())
     if top_k and top_k < len(logits):
         logits = np.where(logits >= np.partition(logits, -top_k)[-top_k], logits, -np.inf)
-    weights = np.exp((logits - logits.max()) / temperature)
+    with np.errstate(over="ignore", under="ignore"):  # at a temperature next to 0
+        weights = np.exp((logits - logits.max()) / temperature)
     return int(generator.choice(len(weights), p=weights / weights.sum()))

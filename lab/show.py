@@ -3,12 +3,13 @@
 How much of it there is is one setting, `verbosity`, that every long command takes: QUIET, NORMAL or VERBOSE.
 """
 
+import math
 import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TextIO
+from typing import Any, TextIO
 
 import click
 from rich.console import Console
@@ -32,6 +33,19 @@ def verbosity_options(quiet: str, verbose: str) -> Callable[[Callable], Callable
         return function
 
     return add
+
+
+class Finite(click.FloatRange):
+    """A range of numbers without nan, which passes every comparison of a FloatRange, and inf."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is no finite number", param, ctx)
+        return number
+
+
+MINUTES = Finite(min=0, min_open=True, max=7 * 24 * 60)  # a week
 
 
 def examples(*lines: str) -> str:
