@@ -6,6 +6,7 @@ they were sent, and the score comes from a scorer of the loop's own checkout in 
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 from lab import machine, trial
 from lab.condition import Condition, condition, spoiled, unfit
 from lab.crash import Crash, clean, read_bytes
+from lab.errors import UserError
 from lab.files import delete, write_atomic
 from lab.sandbox import Policy
 from lab.show import silent
@@ -40,7 +42,9 @@ SLACK_SECONDS = 10.0  # beyond budget and twice the preflight, for starting and 
 PREFLIGHT_SECONDS = 240.0  # a cold compile of every kernel included
 PREFLIGHT_STEPS = 2
 ECHO_BYTES, ECHO_CHARS = 8 << 10, 200  # of what a run printed, and of one line of it
+ROOM_BYTES = 1 << 30  # with less free before a run, a full disk is not the run's fault
 WAIT_SECONDS = 600.0  # at most, for a hot or busy machine before a run
+FULL = re.compile(r"^disk: |No space left on device|\[write\] Unable to write")
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ class Bench:
     say: Callable[[str], None] = print
     echo: Callable[[str], None] = silent  # hears what training and scorer print
     phase: Phase = field(default_factory=Phase)
+    free: int = 0  # bytes on the disk before the run
     usual_flops: float = 0.0  # of the probe before and after runs, the best so far
 
     def preflight(self, source: str) -> str:
@@ -86,9 +91,10 @@ class Bench:
         with self._at("preflight"):
             outcome = self._train(run_dir, source, 0, PREFLIGHT_SECONDS, "--steps", str(PREFLIGHT_STEPS))
             if outcome.status != "ok":
-                return f"{outcome.status}: {described(outcome.crash)}"
+                return self._unless_full(run_dir, f"{outcome.status}: {described(outcome.crash)}")
             self.preflight_seconds = outcome.seconds
-            return self._score(run_dir, source, 0, PREFLIGHT_STEPS, "--batches", "1").get("reason", "")
+            score = self._score(run_dir, source, 0, PREFLIGHT_STEPS, "--batches", "1")
+            return self._unless_full(run_dir, score.get("reason", ""))
 
     def run(self, name: str, source: str, seed: int) -> Measured:
         """Train this source for the budget and score it."""
@@ -109,8 +115,19 @@ class Bench:
         if score.get("status") == "ok":
             return Measured("ok", score["val_bpb"], *told, "", *seen)
         reason = score.get("reason") or f"{outcome.status}: {described(outcome.crash)}"
+        reason = self._unless_full(run_dir, reason)
         delete(excess(run_dir))  # it may have filled the disk
         return Measured("crash", None, *told, reason, *seen)
+
+    def _unless_full(self, run_dir: Path, reason: str) -> str:
+        """Why a run failed. Raises UserError where the disk was full before it: that says nothing about the change."""
+        if self.free >= ROOM_BYTES or not FULL.search(reason):
+            return reason
+        delete(excess(run_dir))
+        raise UserError(
+            f"the disk is full: {self.free / 1e6:,.0f} MB were free in {self.folder} before the run {run_dir.name}; "
+            "make room and give the same command again, which repeats this run"
+        )
 
     @contextmanager
     def _at(self, name: str, run_dir: Path | None = None) -> Iterator[None]:
@@ -121,6 +138,7 @@ class Bench:
             self.phase = Phase()
 
     def _train(self, run_dir: Path, source: str, seed: int, seconds: float, *flags: str) -> trial.Outcome:
+        self.free = shutil.disk_usage(run_dir).free
         sent = self._sent(run_dir.name, source, seed)
         prepared = Path(self.settings["prepared"])
         policy = Policy((run_dir,), readable=(self.worktree, prepared, sent), hidden=(prepared / "val.npy",))

@@ -6,6 +6,7 @@ the checkpoint and the training's record, and only then has the scorer look at i
 status: 0 with a val_bpb, 1 for a diverged, crashed or rejected run, 2 for a mistake in the call, 130 for Ctrl-C.
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -213,7 +214,13 @@ class Run:
         if not self.leads:
             return
         temporary = self.directory / ".checkpoint.safetensors"
-        mx.save_safetensors(str(temporary), dict(tree_flatten(model.parameters())))
+        try:
+            mx.save_safetensors(str(temporary), dict(tree_flatten(model.parameters())))
+        except RuntimeError as error:
+            temporary.unlink(missing_ok=True)  # a part of it
+            if not str(error).startswith("[write]"):
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(temporary)) from None
         os.replace(temporary, self.directory / "checkpoint.safetensors")
         rate = self.tokens / (training_seconds + self.clock.billed_from - self.clock.begun)
         self.facts |= {

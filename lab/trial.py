@@ -39,7 +39,9 @@ STATUS_OF_SIGNAL = {  # of signals that the guard did not send
     signal.SIGHUP: "killed",
 }
 OUT_OF_MEMORY = re.compile(r"\[(metal::)?malloc")  # how MLX's RuntimeError begins
-OUT_OF_DISK = re.compile(r"\[Errno (27|28)\]")  # EFBIG, ENOSPC: the same on Linux and macOS
+OUT_OF_DISK = re.compile(  # EFBIG, ENOSPC: the same on Linux and macOS; MLX's RuntimeError; what lab.run.guarded says
+    r"\[Errno (27|28)\]|\[write\] Unable to write|error: No space left on device"
+)
 
 
 @dataclass(frozen=True)
