@@ -5,6 +5,7 @@ NEWEST in runs/ and the best of each task, and in a night what was kept and what
 """
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -151,7 +152,7 @@ def _trained(folder: Path) -> list[Path]:
 
 def _own_runs() -> Iterator[tuple[Path, str]]:
     """The runs of runs/, each with why it is kept."""
-    trained, latest = _trained(ROOT / "runs"), (ROOT / "runs" / "latest").resolve()
+    trained, latest = _trained(ROOT / "runs"), Path(os.path.realpath(ROOT / "runs" / "latest"))  # a link to itself too
     scores = {path: result(path) for path in trained}
     best: dict[str, float] = {}  # task -> lowest val_bpb
     for score in filter(None, scores.values()):

@@ -6,15 +6,19 @@ the checkpoint and the training's record, and only then has the scorer look at i
 status: 0 with a val_bpb, 1 for a diverged, crashed or rejected run, 2 for a mistake in the call, 130 for Ctrl-C.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
 import math
 import os
+import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import cache
@@ -288,7 +292,7 @@ def execute(experiment: Callable[[Run], Any], source: str) -> None:
 
 def guarded(command: click.Command) -> None:
     """Run a command line: a mistake of the user's or the machine's is one line, a bug keeps its traceback."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed by the shell
         stream.reconfigure(errors="replace")  # a C locale or an old terminal knows no "±"
     try:
         command.main(standalone_mode=False)
@@ -301,18 +305,35 @@ def guarded(command: click.Command) -> None:
         if parallel.rank() == 0:
             print("stopped", file=sys.stderr)  # click has ended the line
         sys.exit(INTERRUPTED)
-    except RuntimeError as error:
-        if not parallel.lost_peer(error):
-            raise
-        sys.exit(parallel.LOST_PEER)
-    except OSError as error:
-        if error.filename is None and error.errno is None:
-            raise
-        where = f" ({error.filename})" if error.filename else ""
-        sys.exit(
-            f"error: {error.strerror}{where}; make room or permit writing there, or set AUTORESEARCH_CACHE to another "
-            "folder, and run again: what was whole is kept"
-        )
+    except Exception as error:
+        if isinstance(error, RuntimeError) and parallel.lost_peer(error):
+            sys.exit(parallel.LOST_PEER)
+        if isinstance(error, OSError) and (error.filename or error.errno):
+            sys.exit(f"error: {unusable(error)}")
+        if Path(sys.argv[0]).name != "train.py":  # which is the user's, or an agent's
+            report_bug()
+        raise
+
+
+def unusable(error: OSError) -> str:
+    """What the system refused, where, and what to do."""
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"{error.strerror}{where}; mend or remove that, and run again: what was whole is kept"
+    return (
+        f"{error.strerror}{where}; make room or permit writing there, or set AUTORESEARCH_CACHE to another "
+        "folder, and run again: what was whole is kept"
+    )
+
+
+def report_bug() -> None:
+    """Say, before the traceback, where to report the bug that is being handled; write what to attach."""
+    path = cache_root() / "bug.txt"
+    told = f"{shlex.join(sys.argv)}\nPython {sys.version}, {platform.platform()}\n{traceback.format_exc()}"
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, told.encode(errors="replace"))
+    print(f"this is a bug; report it where you cloned this from (git remote -v) and attach {path}", file=sys.stderr)
 
 
 def new_directory(name: str) -> Path:

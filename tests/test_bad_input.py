@@ -10,6 +10,7 @@ from conftest import refusal
 
 from lab.clock import Clock
 from lab.errors import UserError
+from lab.run import guarded
 from lab.sample import choose
 from lab.show import MINUTES
 
@@ -83,7 +84,7 @@ def test_logits_that_are_not_finite_are_one_line(value):
         choose(np.array([0.0, value]), 0.8, 0, np.random.default_rng(0))
 
 
-@pytest.mark.parametrize("command", [("score", "runs/latest"), ("sample", "runs/latest"), ("sample",)], ids=str)
+@pytest.mark.parametrize("command", [("score", "runs/latest"), ("sample",), ("clean", "--runs", "x")], ids=str)
 def test_a_link_to_itself_is_no_run(checkout, command):
     (checkout.folder / "runs").mkdir(exist_ok=True)
     latest = checkout.folder / "runs" / "latest"
@@ -93,3 +94,17 @@ def test_a_link_to_itself_is_no_run(checkout, command):
     assert done.returncode > 0
     assert "Traceback" not in done.stderr
     assert "rror: " in done.stderr
+
+
+def test_a_bug_keeps_its_traceback_and_says_what_to_attach(cache, capsys, monkeypatch):
+    @click.command()
+    def broken() -> None:
+        raise ZeroDivisionError("of ours")
+
+    monkeypatch.setattr("sys.argv", ["prepare.py"])
+    with pytest.raises(ZeroDivisionError):
+        guarded(broken)
+    assert f"this is a bug; report it where you cloned this from (git remote -v) and attach {cache}/bug.txt" in (
+        capsys.readouterr().err
+    )
+    assert "ZeroDivisionError: of ours" in (cache / "bug.txt").read_text(encoding="utf-8")
