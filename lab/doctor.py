@@ -276,10 +276,17 @@ def _ollama() -> Iterator[Finding]:
     except NoProposal:
         yield Finding("warning", "ollama", f"no server at {server.host}: the search proposes alone", "ollama serve")
         return
-    if not models:
-        yield Finding("warning", "ollama", "a server without a model", "ollama pull qwen2.5-coder:1.5b")
+    if not server.local:
+        told = f"train.py and the briefing leave this machine for {server.host}"
+        yield Finding("warning", "ollama", told, "unset OLLAMA_HOST, if they should stay here")
+    if all(model.remote for model in models):
+        yield Finding("warning", "ollama", "a server without a model of its own", "ollama pull qwen2.5-coder:1.5b")
     room = _facts()["memory_gb"] * MEMORY_SHARE
     for model in models:
+        if model.remote:
+            told = f"{model.name} runs at {model.remote}: asked only if you name it"
+            yield Finding("ok", "ollama", f"{told}, and then train.py leaves this machine")
+            continue
         size = model.bytes / 2**30
         fits = size <= room or not server.local
         told = f"{model.name}, {size:.1f} GB: {'fits' if fits else f'more than {room:.0f} GB of this memory'}"

@@ -12,6 +12,9 @@ drawn by the request's seed. A fault is used up by one chat request, in order:
     hang      nothing at all until the server stops              trickle   a token every 50 ms, for ever
     empty     an answer without content                          endless   content without end
     half      the prompt is cut to half and nobody says so
+
+A model's dict may add fields to its /api/tags entry (`listed`) and to its /api/show answer (`shown`), or replace the
+latter by a status and a body (`show_fault`). `refuse(request)` may answer a chat request with a status and an error.
 """
 
 import contextlib
@@ -50,6 +53,7 @@ class OllamaServer:
         self.loaded: dict[str, int] = {}  # name -> num_ctx
         self.unload_faults: list[str] = []  # "500" or "hang", used up by requests to unload
         self.unload_lag = 0.0  # seconds for which /api/ps goes on listing an unloaded model
+        self.refuse: Callable[[dict[str, Any]], tuple[int, str] | None] = lambda request: None  # status and error
         self.forced_context = 0  # what the server loads whatever num_ctx asks for
         self.port = 0
         self.start()
@@ -117,7 +121,7 @@ class Handler(BaseHTTPRequestHandler):
         if name not in self.hub.models:
             self.reply(404, {"error": f"model '{name}' not found"})
         elif self.path == "/api/show":
-            self.reply(200, self.shown(name))
+            self.reply(*self.hub.models[name].get("show_fault", (200, self.shown(name))))
         elif self.path in ("/api/chat", "/api/generate"):
             self.infer(name, body)
         else:
@@ -125,7 +129,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def entry(self, name: str) -> dict[str, Any]:
         model = self.hub.models[name]
-        return {"name": name, "model": name, "size": model["size"], "digest": "0" * 64, "details": self.details(name)}
+        told = {"name": name, "model": name, "size": model["size"], "digest": "0" * 64, "details": self.details(name)}
+        return told | model.get("listed", {})
 
     def details(self, name: str) -> dict[str, Any]:
         size = f"{self.hub.models[name]['parameters'] / 1e9:.1f}B"
@@ -138,7 +143,8 @@ class Handler(BaseHTTPRequestHandler):
             "general.parameter_count": model["parameters"],
             "qwen2.context_length": model["context"],
         }
-        return {"details": self.details(name), "model_info": info, "capabilities": model["capabilities"]}
+        told = {"details": self.details(name), "model_info": info, "capabilities": model["capabilities"]}
+        return told | model.get("shown", {})
 
     def infer(self, name: str, body: dict[str, Any]) -> None:
         if not (body.get("messages") or body.get("prompt")):
@@ -153,6 +159,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(200, {"model": name, "response": "", "done": True, "done_reason": reason})
         if body.get("think") is not None and "thinking" not in self.hub.models[name]["capabilities"]:
             return self.reply(400, {"error": f'"{name}" does not support thinking'})
+        if refusal := self.hub.refuse(body):
+            return self.reply(refusal[0], {"error": refusal[1]})
         fault = self.hub.faults.pop(0) if self.hub.faults else ""
         if fault == "down":
             self.connection.close()

@@ -84,6 +84,7 @@ class Ollama:
         """Raises NoProposal, or UserError when no usable model is installed at the start."""
         model = self.choose()
         try:
+            self.server.refuse_if_moved(model)
             question = self._question(briefing, model)
             return self._draw(briefing, model, question)
         except UserError as error:  # the model was removed during the night
@@ -97,12 +98,20 @@ class Ollama:
         """Nothing to remember: the next briefing's history holds the outcome."""
 
     def choose(self) -> Model:
-        """The model of this night: the one asked for, else the most able one that fits."""
+        """The model of this night: the one asked for, else the most able one that runs here and fits."""
         if self.model is None:
             installed = [model for model in self.server.models() if model.completes]
             self.model = self._wanted(installed) if self.wanted else self._most_able(installed)
             self.say(f"asking {self.model.name}, answers in the form: {' or '.join(self._forms(self.model))}")
+            self._say_where(self.model)
         return self.model
+
+    def _say_where(self, model: Model) -> None:
+        leaves = "train.py and the briefing leave this machine for"
+        if not self.server.local:
+            self.say(f"{leaves} {self.server.host}")
+        if model.remote:
+            self.say(f"{leaves} {model.remote}, where {model.name} runs")
 
     def _wanted(self, installed: list[Model]) -> Model:
         for model in installed:
@@ -111,10 +120,13 @@ class Ollama:
         raise UserError(f"the model {self.wanted} is not installed; run: ollama pull {self.wanted}")
 
     def _most_able(self, installed: list[Model]) -> Model:
-        """The largest that fits; a coder counts twice its size."""
+        """The largest that runs here and fits; a coder counts twice its size."""
         room = (self.memory_gb or describe()["memory_gb"] * MEMORY_SHARE) * 2**30
+        elsewhere = [f"{model.name} runs at {model.remote}" for model in installed if model.remote]
+        installed = [model for model in installed if not model.remote]
         if not installed:
-            raise UserError("the Ollama server has no model; run: ollama pull qwen2.5-coder:1.5b")
+            known = f" of its own ({', '.join(elsewhere)}; name it with --model to ask it there)" if elsewhere else ""
+            raise UserError(f"the Ollama server has no model{known}; run: ollama pull qwen2.5-coder:1.5b")
         fitting = [model for model in installed if model.bytes <= room or not self.server.local]
         if not fitting:
             smallest = min(installed, key=lambda model: model.bytes)

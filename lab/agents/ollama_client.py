@@ -9,6 +9,7 @@ num_ctx, and pulling models, which is the user's decision.
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ CONNECT_SECONDS = 5.0
 CONTROL_SECONDS = 30.0  # for every request but an answer
 UNLOAD_SECONDS = 60.0  # memory is released with a lag
 LONGEST_PAUSE = 30.0  # seconds between two tries while the server is away
+LEAST_WEIGHTS = 1_000_000  # bytes; a model that runs elsewhere is listed with some hundred (382 seen)
+CLOUD_NAME = re.compile(r"[:-]cloud(:|$)", re.IGNORECASE)  # gpt-oss:120b-cloud, glm-4.6:cloud
+CLOUD_HOST = "ollama.com"  # where it runs if nobody says so
 
 T = TypeVar("T")
 
@@ -53,6 +57,7 @@ class Model:
     context: int  # tokens that the model was made for
     thinks: bool  # can be told to think before it answers
     completes: bool  # False: embeddings only
+    remote: str = ""  # host that runs it, where that is not the server's own: what it is asked goes there
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,13 @@ class Answer:
     text: str
     prompt_tokens: int | None  # as the server counted them; None when it does not say
     tokens: int
+
+
+class Client(ollama.Client):
+    """The official client, and answers as they came: its types leave out what says that a model runs elsewhere."""
+
+    def answer(self, method: str, path: str, **body: Any) -> dict[str, Any]:
+        return self._request_raw(method, path, json=body or None).json()
 
 
 class Server:
@@ -79,7 +91,7 @@ class Server:
             name = urlsplit(host if "//" in host else f"//{host}").hostname
             self.local = name in ("127.0.0.1", "localhost", "::1", "0.0.0.0", None)
             # A proxy from the environment is not meant for this machine's own server.
-            clients = [ollama.Client(host, timeout=limit, trust_env=not self.local) for limit in limits]
+            clients = [Client(host, timeout=limit, trust_env=not self.local) for limit in limits]
         except (ValueError, httpx.InvalidURL):
             raise UserError(f"OLLAMA_HOST is not an address: {host!r}; write it as 127.0.0.1:11434") from None
         self.host, (self.client, self.control) = host, clients
@@ -89,8 +101,15 @@ class Server:
 
     def models(self) -> list[Model]:
         """What is installed, with what each model can do."""
-        names = self._patiently(lambda: [entry for entry in self.control.list().models if entry.model])
-        return [self._patiently(lambda entry=entry: self._show(entry), entry.model) for entry in names]
+        entries = self._patiently(lambda: self.control.answer("GET", "/api/tags")["models"] or [])
+        names = [(entry.get("model") or entry["name"], entry) for entry in entries]
+        return [self._patiently(lambda name=name, entry=entry: self._model(name, entry), name) for name, entry in names]
+
+    def refuse_if_moved(self, model: Model) -> None:
+        """Raise NoProposal when `model` runs elsewhere now and did not when it was chosen."""
+        entry = {"size": model.bytes, "remote_host": model.remote}
+        if (now := self._patiently(lambda: self._model(model.name, entry), model.name)).remote != model.remote:
+            raise NoProposal(f"{model.name} now runs at {now.remote}: train.py does not leave this machine unasked")
 
     def ask(
         self,
@@ -133,20 +152,23 @@ class Server:
             time.sleep(pause)
         return False
 
-    def _show(self, entry: Any) -> Model:
-        shown = self.control.show(entry.model)
-        info = shown.modelinfo or {}
+    def _model(self, name: str, entry: Mapping[str, Any]) -> Model:
+        """A model from its entry in /api/tags and what /api/show adds."""
+        shown = self.control.answer("POST", "/api/show", model=name)
+        info = shown.get("model_info") or {}
         contexts = [v for key, v in info.items() if key.endswith(".context_length") and isinstance(v, int)]
         counted = info.get("general.parameter_count")
-        label = shown.details.parameter_size if shown.details else None
-        abilities = shown.capabilities
+        label = (shown.get("details") or {}).get("parameter_size")
+        abilities = shown.get("capabilities")
+        size = entry.get("size") or 0
         return Model(
-            name=entry.model,
-            bytes=int(entry.size or 0),
+            name=name,
+            bytes=size,
             parameters=counted / 1e9 if isinstance(counted, int) else billions(label or ""),
             context=max(contexts, default=0),
             thinks="thinking" in (abilities or ()),
             completes=abilities is None or "completion" in abilities,
+            remote=_host(entry) or _host(shown) or CLOUD_HOST * bool(size < LEAST_WEIGHTS or CLOUD_NAME.search(name)),
         )
 
     def _stream(self, model: str, request: Mapping[str, Any]) -> Answer:
@@ -207,8 +229,14 @@ def _translated(model: str) -> Iterator[None]:
     except (httpx.HTTPError, httpx.StreamError) as error:
         reason = one_line(str(error), 100).partition(". ")[0]
         raise Unavailable(reason or type(error).__name__) from None
-    except (ValueError, AttributeError, TypeError) as error:  # not the protocol: a proxy's page, half a line
+    except (ValueError, LookupError, AttributeError, TypeError) as error:  # not the protocol
         raise Unavailable(f"the server answers nonsense ({type(error).__name__})") from None
+
+
+def _host(told: Mapping[str, Any]) -> str:
+    """The host on which the server lets a model run, from what it tells of it; "" for its own machine."""
+    host = told.get("remote_host") or CLOUD_HOST * bool(told.get("remote_model"))
+    return urlsplit(host if "//" in host else f"//{host}").hostname or host
 
 
 def full_name(name: str) -> str:
