@@ -358,7 +358,7 @@ def command() -> None:
     type=click.Choice(["auto", "hybrid", "search", "ollama", "command"]),
     default="auto",
     show_default=True,
-    help="Who proposes. auto: hybrid when a local model answers, else search.",
+    help="Who proposes. auto: hybrid when a local model answers or --model names one, else search.",
 )
 @click.option("--model", default="", help="Ollama model.  [default: the most able one that fits]")
 @click.option("--command", "cli", default="", help="For --agent command: a coding CLI, run in a scratch folder.")
@@ -378,10 +378,10 @@ def run(kind: str, model: str, cli: str, llm_share: float, max_experiments: int 
     tag = tag or tonight(NIGHTS, datetime.now())
     deadline = next_time(until.time()) if until else None
     tell = say if verbosity > QUIET else silent
+    agent = choose_agent(kind, model, cli, llm_share, tell)
     NIGHTS.mkdir(exist_ok=True)
     (NIGHTS / tag).mkdir(exist_ok=True)
     with lock(NIGHTS / tag / "lock"):
-        agent = choose_agent(kind, model, cli, llm_share, tell)
         stay_awake()
         night = open_night(tag, verbosity=verbosity, **options)
         night.agent, night.stop = agent, stopper(deadline, tell)

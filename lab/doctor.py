@@ -3,6 +3,7 @@
 Each check returns its findings; none changes anything. A check that cannot be made is a finding too.
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -52,6 +53,8 @@ def end_at_interrupt() -> None:
 
 def examine() -> Iterator[Finding]:
     """Every finding, in the order in which a night needs them. Who is asked over a network is asked meanwhile."""
+    with contextlib.suppress(Exception):  # is a finding then; it hides variables as it is imported, so before threads
+        import lab.agents.ollama_client  # noqa: F401
     checks = (_machine, _mlx, _tier, _condition, _power, _disk, _cache, _prepared, _sandbox, _git, _hub, _ollama)
     with ThreadPoolExecutor() as pool:
         asked = {check: pool.submit(_findings, check) for check in (_hub, _ollama)}
@@ -270,12 +273,18 @@ def _ollama() -> Iterator[Finding]:
     from lab.agents.ollama import MEMORY_SHARE
     from lab.agents.ollama_client import Server
 
-    server = Server(patience=0.0)
+    alone = "the search proposes alone"
     try:
+        server = Server(patience=0.0)
         models = server.models()
-    except NoProposal:
-        yield Finding("warning", "ollama", f"no server at {server.host}: the search proposes alone", "ollama serve")
+    except NoProposal as reason:
+        yield Finding("warning", "ollama", f"{reason}: {alone}", "ollama serve")
         return
+    except UserError as reason:
+        yield Finding("warning", "ollama", f"{reason}: {alone}", "set OLLAMA_HOST to where the Ollama server is")
+        return
+    for reason in server.unread.values():
+        yield Finding("warning", "ollama", reason, "update Ollama, or pull the model anew")
     if not server.local:
         told = f"train.py and the briefing leave this machine for {server.host}"
         yield Finding("warning", "ollama", told, "unset OLLAMA_HOST, if they should stay here")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.agents import Agent, NoProposal
+from lab.agents.search import Search
 from lab.child import interrupts_left_to_child
 from lab.errors import UserError
 from lab.files import write_atomic
@@ -58,29 +59,39 @@ def night_settings(folder: Path, preset: str | None, minutes: float | None, verb
 
 
 def choose_agent(kind: str, model: str, command: str, share: float, say: Say) -> Agent:
-    """The agent that proposes. `auto` is the hybrid when an Ollama server with a model answers, else search."""
-    from lab.agents.command import Command
-    from lab.agents.hybrid import Hybrid
-    from lab.agents.ollama import Ollama
-    from lab.agents.search import Search
-
+    """The agent that proposes. `auto` is the hybrid when a model is named or an Ollama server with one answers, else
+    search. Raises UserError when the model that was asked for cannot be used: before anything is made. A server that
+    is away is only waited for when it is its turn."""
     if kind == "search":
         return Search()
     if kind == "command":
-        return Command(command, say=say)
-    from lab.agents.ollama_client import Server
+        from lab.agents.command import Command
 
-    patience = 0.0 if kind == "auto" and not model else 120.0  # seconds; who asks for no model does not wait for one
-    ollama = Ollama(model, server=Server(patience=patience, say=say), say=say)
-    if kind == "ollama":
-        return ollama
-    if kind == "auto":
-        try:
-            ollama.choose()
-        except (NoProposal, UserError) as reason:
-            say(f"no local model ({reason}); the built-in search proposes alone")
-            return Search()
-    return Hybrid(Search(), ollama, share, say=say)
+        return Command(command, say=say)
+    from lab.agents.hybrid import Hybrid
+    from lab.agents.ollama import Ollama
+    from lab.agents.ollama_client import PATIENCE, Server
+
+    asked_for = kind != "auto" or bool(model)
+    try:
+        server = Server(patience=0.0, say=say)
+        ollama = Ollama(model, server=server, say=say)
+        ollama.choose()
+    except UserError as reason:
+        if asked_for:
+            raise
+        return _alone(reason, say)
+    except NoProposal as reason:
+        if not asked_for:
+            return _alone(reason, say)
+        say(f"{reason}; it is asked again at its turn")
+    server.patience = PATIENCE if asked_for else 0.0
+    return ollama if kind == "ollama" else Hybrid(Search(), ollama, share, say=say)
+
+
+def _alone(reason: Exception, say: Say) -> Agent:
+    say(f"no local model ({reason}); the built-in search proposes alone")
+    return Search()
 
 
 def next_time(at: time) -> datetime:

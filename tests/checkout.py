@@ -14,9 +14,9 @@ MINUTES = "0.02"
 
 
 class Checkout:
-    """A git repository with the project's files, as a user's clone, and a tiny model prepared."""
+    """A git repository with the project's files, as a user's clone, and a tiny model prepared if not told otherwise."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, prepared: bool = True):
         self.folder, self.cache = folder / "repo", folder / "cache"
         listed = subprocess.run(
             ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -28,6 +28,10 @@ class Checkout:
         self.git("init", "--quiet", "-b", "main")
         self.git("add", "-A")
         self.git("-c", "user.name=u", "-c", "user.email=u@localhost", "commit", "--quiet", "-m", "start")
+        if prepared:
+            self.prepare(folder)
+
+    def prepare(self, folder: Path) -> None:
         text = write_jsonl(folder / "text.jsonl", documents(400))
         self.python("prepare.py", "--no-fit", "--preset", "offline", "--vocab", "256", "--seq", "64", "--files", text)
         current = self.cache / "current.json"
@@ -40,8 +44,9 @@ class Checkout:
         done = subprocess.run(["git", *arguments], cwd=self.folder, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
-    def python(self, *arguments: object, check: bool = True) -> subprocess.CompletedProcess:
-        done = subprocess.run(self.command(*arguments), **self.where(), capture_output=True, text=True, timeout=240)
+    def python(self, *arguments: object, check: bool = True, **variables: str) -> subprocess.CompletedProcess:
+        where = self.where() | {"env": self.where()["env"] | variables}
+        done = subprocess.run(self.command(*arguments), **where, capture_output=True, text=True, timeout=240)
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done
 

@@ -226,3 +226,35 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+
+
+class Page:
+    """Another program on a port: one answer to every request, which it records."""
+
+    def __init__(self, status: int, body: str, kind: str = "text/html", location: str = "") -> None:
+        self.requests: list[str] = []
+
+        class Answer(BaseHTTPRequestHandler):
+            def do_GET(handler) -> None:
+                self.requests.append(handler.path)
+                handler.send_response(status)
+                handler.send_header("Content-Type", kind)
+                handler.send_header("Content-Length", str(len(body)))
+                if location:
+                    handler.send_header("Location", location)
+                handler.end_headers()
+                handler.wfile.write(body.encode())
+
+            do_POST = do_HEAD = do_GET
+
+            def log_message(handler, *_: object) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+        self.http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
+
+    def stop(self) -> None:
+        self.http.shutdown()
+        self.http.server_close()

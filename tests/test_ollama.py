@@ -202,12 +202,12 @@ def test_a_server_that_restarts_meanwhile_is_waited_for(serve):
 
 def test_a_missing_model_names_the_command_that_mends_it(serve):
     with pytest.raises(UserError, match="run: ollama pull llama3"):
-        agent_for(serve(), model="llama3").propose(briefing())
+        agent_for(serve(), model="llama3").choose()
     with pytest.raises(UserError, match="run: ollama pull"):
-        agent_for(serve(models={})).propose(briefing())
+        agent_for(serve(models={})).choose()
     embeds = serve(models={"bert:latest": sized(0.1, capabilities=["embedding"])})
     with pytest.raises(UserError, match="has no model"):
-        agent_for(embeds).propose(briefing())
+        agent_for(embeds).choose()
 
 
 def test_a_model_that_vanishes_at_night_does_not_end_it(serve):
@@ -237,7 +237,7 @@ def test_the_model_for_a_mac_is_that_of_the_docs(serve, monkeypatch, machine, ch
 
 def test_nothing_fits_is_said_with_sizes(serve):
     with pytest.raises(UserError, match=r"no installed model fits 1.0 GB .the smallest, llama:8b, needs 5.2"):
-        agent_for(serve(models={"llama:8b": sized(8)}), memory_gb=1).propose(briefing())
+        agent_for(serve(models={"llama:8b": sized(8)}), memory_gb=1).choose()
 
 
 def test_the_tag_may_be_left_out(serve):

@@ -36,6 +36,10 @@ FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.
 Menu = Mapping[str, Sequence[Any]]
 
 
+class NoAnswer(Rejected):
+    """Nothing was said in the form asked for."""
+
+
 def schema(form: str, menu: Menu) -> dict[str, Any] | None:
     """JSON schema of an answer, reason first so that it is thought of first; None where the answer is not JSON."""
     if form == "menu":
@@ -71,7 +75,7 @@ def parse_answer(
         raise Rejected(f"the answer is longer than {MAX_ANSWER // 1000} kB")
     plain = THINKING.sub("", text.replace("\r\n", "\n").replace("\r", "\n")).strip()
     if not plain:
-        raise Rejected("the answer is empty")
+        raise NoAnswer("the answer is empty")
     new, reason = {"menu": _pick, "definition": _define, "replace": _replace}[form](plain, source, settings, menu)
     check(new, source, tried, settings)
     edit = describe(new, source, settings)
@@ -130,8 +134,10 @@ def _replace(text: str, source: str, settings: Mapping[str, Any], menu: Menu) ->
 def _json_object(text: str) -> dict[str, Any]:
     """The JSON object in an answer: bare, fenced, or with prose around it."""
     start, end = text.find("{"), text.rfind("}")
-    if start < 0 or end < start:
-        raise Rejected("the answer holds no JSON object" if start < 0 else "the JSON is cut off")
+    if start < 0:
+        raise NoAnswer("the answer holds no JSON object")
+    if end < start:
+        raise Rejected("the JSON is cut off")
     try:
         answer = json.loads(
             text[start : end + 1], object_pairs_hook=_no_duplicates, parse_constant=_no_constant, strict=False

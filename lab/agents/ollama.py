@@ -4,16 +4,19 @@ One proposal: choose the model (once a night), size the prompt to a context that
 JSON schema, validate the answer as if there had been none, draw again with a new seed when it is unusable, unload
 the model and wait until it is gone, so that the experiment has the machine to itself. Errors are not sent back to
 the model: that mends few of them (7 of 82 measured) and another draw mends most. Whatever goes wrong ends in
-NoProposal, one line, and the sampler takes the slot; only a missing model at the start of the night is the user's.
+NoProposal, one line, and the sampler takes the slot; what only the user can mend is for `choose`, before the night.
+What a model or its server was seen not to take (`think`, a bound on a text's length, any schema) is then left out.
 """
 
 import random
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from lab.agents import BYTES_PER_TOKEN, Briefing, NoProposal, Tried
-from lab.agents.answers import FORMS, Menu, parse_answer, schema
-from lab.agents.ollama_client import Model, Server, Unusable, full_name
+from lab.agents.answers import FORMS, Menu, NoAnswer, parse_answer, schema
+from lab.agents.ollama_client import GRAMMAR, Model, Refused, Server, Unusable, full_name
 from lab.errors import UserError
 from lab.machine import describe
 from lab.proposal import REQUIRED, Proposal
@@ -78,27 +81,29 @@ class Ollama:
         self.wanted, self.form, self.seed, self.think = model, form, seed, think
         self.memory_gb, self.say = memory_gb, say
         self.model: Model | None = None
+        self._left_out: defaultdict[str, set[str]] = defaultdict(set)  # model -> think, maxLength, format
         self._density: dict[str, float] = {}  # form -> most bytes per prompt token so far
 
     def propose(self, briefing: Briefing) -> Proposal:
-        """Raises NoProposal, or UserError when no usable model is installed at the start."""
-        model = self.choose()
+        """Raises NoProposal, whatever goes wrong."""
         try:
+            model = self.choose()
             self.server.refuse_if_moved(model)
-            question = self._question(briefing, model)
-            return self._draw(briefing, model, question)
-        except UserError as error:  # the model was removed during the night
+            try:
+                return self._draw(briefing, model, self._question(briefing, model))
+            finally:
+                if not self.server.unload(model.name):
+                    self.say(f"{model.name} is still loaded: the next run shares the machine's memory with it")
+        except (UserError, Unusable) as error:  # the model was removed during the night, another program answers
             self.model = None
             raise NoProposal(str(error)) from None
-        finally:
-            if not self.server.unload(model.name):
-                self.say(f"{model.name} is still loaded: the next run shares the machine's memory with it")
 
     def tell(self, proposal: Proposal, outcome: Tried) -> None:
         """Nothing to remember: the next briefing's history holds the outcome."""
 
     def choose(self) -> Model:
-        """The model of this night: the one asked for, else the most able one that runs here and fits."""
+        """The model of this night: the one asked for, else the most able one that runs here and fits. Raises
+        UserError where there is none, or no Ollama server answers, and NoProposal where nothing does."""
         if self.model is None:
             installed = [model for model in self.server.models() if model.completes]
             self.model = self._wanted(installed) if self.wanted else self._most_able(installed)
@@ -117,6 +122,9 @@ class Ollama:
         for model in installed:
             if full_name(model.name) == full_name(self.wanted):
                 return model
+        for name, reason in self.server.unread.items():
+            if full_name(name) == full_name(self.wanted):
+                raise UserError(reason)
         raise UserError(f"the model {self.wanted} is not installed; run: ollama pull {self.wanted}")
 
     def _most_able(self, installed: list[Model]) -> Model:
@@ -124,6 +132,8 @@ class Ollama:
         room = (self.memory_gb or describe()["memory_gb"] * MEMORY_SHARE) * 2**30
         elsewhere = [f"{model.name} runs at {model.remote}" for model in installed if model.remote]
         installed = [model for model in installed if not model.remote]
+        if not installed and self.server.unread:
+            raise UserError("; ".join(self.server.unread.values()))
         if not installed:
             known = f" of its own ({', '.join(elsewhere)}; name it with --model to ask it there)" if elsewhere else ""
             raise UserError(f"the Ollama server has no model{known}; run: ollama pull qwen2.5-coder:1.5b")
@@ -183,7 +193,18 @@ class Ollama:
             except (Rejected, Unusable) as refusal:
                 reason = str(refusal)
                 self.say(f"{model.name}, draw {draw + 1} of {DRAWS}: {reason}")
+                self._learn(model, refusal)
         raise NoProposal(f"{model.name} gave no usable answer in {DRAWS} draws; the last: {reason}")
+
+    def _learn(self, model: Model, refusal: Exception) -> None:
+        """Leave out what the refusal shows not to be taken; with a schema, think=false silences some models."""
+        left_out, text = self._left_out[model.name], str(refusal)
+        if isinstance(refusal, Refused) and "think" in text.lower():
+            left_out.add("think")
+        elif isinstance(refusal, Refused) and GRAMMAR.search(text):
+            left_out.add("format" if "maxLength" in left_out else "maxLength")
+        elif isinstance(refusal, NoAnswer) and model.thinks:
+            left_out.add("format" if "think" in left_out else "think")
 
     def _ask(self, briefing: Briefing, model: Model, question: Question, draw: int) -> str:
         form = question.form
@@ -194,8 +215,10 @@ class Ollama:
             "temperature": TEMPERATURE,
             "seed": random.Random(f"{self.seed} {briefing.number} {briefing.attempt} {draw}").randrange(2**31),
         }
-        think = self.think if model.thinks else None  # sent to a model that cannot, it is refused
-        shape = schema(form, question.menu)
+        left_out = self._left_out[model.name]
+        think = self.think if model.thinks and "think" not in left_out else None  # a model that cannot refuses it
+        shape = None if "format" in left_out else schema(form, question.menu)
+        shape = _unbounded(shape) if "maxLength" in left_out else shape
         answer = self.server.ask(model.name, SYSTEM, question.prompt, options, shape, think)
         self._refuse_truncation(model, question, answer.prompt_tokens, context)
         return answer.text
@@ -220,7 +243,8 @@ class Ollama:
         return min(size, model.context or size)
 
     def _answer_tokens(self, form: str, model: Model) -> int:
-        return ANSWER_TOKENS[form] + (THINKING_TOKENS if self.think and model.thinks else 0)
+        thinks = model.thinks and (self.think or "think" in self._left_out[model.name])
+        return ANSWER_TOKENS[form] + (THINKING_TOKENS if thinks else 0)
 
     def _prompt_tokens(self, form: str, model: Model) -> int:
         """What the context leaves for a prompt of this form."""
@@ -237,6 +261,13 @@ def _menu_prompt(briefing: Briefing, menu: Menu, room: int) -> str:
     ]
     tail = "\n".join(["## Menu", *lines, "", ASK["menu"]])
     return f"{briefing.render(room - _tokens(tail), code='')}\n{tail}"
+
+
+def _unbounded(shape: Any) -> Any:
+    """A schema without bounds on the length of texts."""
+    if not isinstance(shape, dict):
+        return shape
+    return {key: _unbounded(value) for key, value in shape.items() if key != "maxLength"}
 
 
 def _rested(briefing: Briefing) -> Menu:

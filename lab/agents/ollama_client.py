@@ -2,12 +2,14 @@
 
 Approach: the official client, every failure of it or of the network turned into one of three: `Unavailable` (down,
 slow to load, restarted, broken off: waiting may help), `Unusable` (this answer is worthless, the next may not be)
-and UserError (only the user can mend it). Waiting is bounded by `patience` seconds; a server that stayed away is
-then asked once per experiment, without waiting, until it is back. Not covered: Ollama's /v1 routes, which ignore
-num_ctx, and pulling models, which is the user's decision.
+and UserError (only the user can mend it). `Foreign` is the first of these until patience ends, then the last: another
+program answers there. Redirects are not followed: a question goes to the host that was named. Waiting is bounded by
+`patience` seconds; a server that stayed away is then asked once per experiment, without waiting, until it is back. Not
+covered: Ollama's /v1 routes, which ignore num_ctx, and pulling models, which is the user's decision.
 """
 
 import contextlib
+import ipaddress
 import os
 import re
 import time
@@ -17,13 +19,17 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
-import ollama
 
+from lab import network
 from lab.agents import NoProposal
 from lab.agents.answers import MAX_ANSWER
 from lab.errors import UserError
 from lab.source import one_line
 
+with network.hidden("OLLAMA_HOST"):  # it makes a client as it is imported, and nonsense in one of them ends that
+    import ollama
+
+PATIENCE = 120.0  # seconds
 CONNECT_SECONDS = 5.0
 CONTROL_SECONDS = 30.0  # for every request but an answer
 UNLOAD_SECONDS = 60.0  # memory is released with a lag
@@ -31,6 +37,10 @@ LONGEST_PAUSE = 30.0  # seconds between two tries while the server is away
 LEAST_WEIGHTS = 1_000_000  # bytes; a model that runs elsewhere is listed with some hundred (382 seen)
 CLOUD_NAME = re.compile(r"[:-]cloud(:|$)", re.IGNORECASE)  # gpt-oss:120b-cloud, glm-4.6:cloud
 CLOUD_HOST = "ollama.com"  # where it runs if nobody says so
+PORTS = {"http": 80, "https": 443}
+MISSING = re.compile(r"model ['\"].*not found")
+GRAMMAR = re.compile(r"grammar|schema|format|repetition", re.IGNORECASE)  # what servers complain of, with 400 and 500
+TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 
 T = TypeVar("T")
 
@@ -43,8 +53,16 @@ class Away(Unavailable):
     """Nothing listens at the server's address."""
 
 
+class Foreign(Unavailable):
+    """What answers there is not an Ollama server, or stands in front of it."""
+
+
 class Unusable(Exception):
     """This answer is worthless; another draw may not be."""
+
+
+class Refused(Unusable):
+    """The server does not take what the request asks for."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +89,16 @@ class Client(ollama.Client):
     """The official client, and answers as they came: its types leave out what says that a model runs elsewhere."""
 
     def answer(self, method: str, path: str, **body: Any) -> dict[str, Any]:
-        return self._request_raw(method, path, json=body or None).json()
+        """The object that a request is answered with. Raises one of this module's exceptions for anything else."""
+        reply = self._client.request(method, path, json=body or None)
+        try:
+            told = reply.json()
+        except ValueError:
+            told = None
+        if reply.is_success and isinstance(told, dict):
+            return told
+        text = told.get("error") if isinstance(told, dict) else None
+        raise _meaning(reply.status_code, str(text or reply.text), body.get("model", ""))
 
 
 class Server:
@@ -80,30 +107,34 @@ class Server:
     def __init__(
         self,
         host: str = "",
-        patience: float = 120.0,
+        patience: float = PATIENCE,
         answer_seconds: float = 300.0,  # loading the model and reading the prompt included
         first_pause: float = 1.0,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        host = host or os.environ.get("OLLAMA_HOST", "") or "127.0.0.1:11434"
+        self.url = address(host or os.environ.get("OLLAMA_HOST", ""))
+        self.host = self.url if host or "OLLAMA_HOST" not in os.environ else f"{self.url} (OLLAMA_HOST)"
+        self.local = _is_this_machine(urlsplit(self.url).hostname or "")
+        # A proxy from the environment is not meant for this machine's own server, nor certificates for plain HTTP.
+        more = {"trust_env": not self.local, "verify": self.url.startswith("https"), "follow_redirects": False}
         limits = [httpx.Timeout(seconds, connect=CONNECT_SECONDS) for seconds in (answer_seconds, CONTROL_SECONDS)]
-        try:
-            name = urlsplit(host if "//" in host else f"//{host}").hostname
-            self.local = name in ("127.0.0.1", "localhost", "::1", "0.0.0.0", None)
-            # A proxy from the environment is not meant for this machine's own server.
-            clients = [Client(host, timeout=limit, trust_env=not self.local) for limit in limits]
-        except (ValueError, httpx.InvalidURL):
-            raise UserError(f"OLLAMA_HOST is not an address: {host!r}; write it as 127.0.0.1:11434") from None
-        self.host, (self.client, self.control) = host, clients
+        with network.explained():
+            self.client, self.control = (Client(self.url, timeout=limit, **more) for limit in limits)
         self.patience, self.answer_seconds = patience, answer_seconds
         self.first_pause, self.say = first_pause, say
         self.asleep = False
+        self.unread: dict[str, str] = {}  # installed model -> why it cannot be shown
 
     def models(self) -> list[Model]:
-        """What is installed, with what each model can do."""
-        entries = self._patiently(lambda: self.control.answer("GET", "/api/tags")["models"] or [])
-        names = [(entry.get("model") or entry["name"], entry) for entry in entries]
-        return [self._patiently(lambda name=name, entry=entry: self._model(name, entry), name) for name, entry in names]
+        """What is installed, with what each model can do; what cannot be shown is left to `unread`."""
+        found, self.unread = [], {}
+        for name, entry in self._patiently(self._listed).items():
+            try:
+                with _translated(name):
+                    found.append(self._model(name, entry))
+            except (Unavailable, Unusable, UserError) as reason:
+                self.unread[name] = f"{name} is installed, but the server does not show it: {reason}"
+        return found
 
     def refuse_if_moved(self, model: Model) -> None:
         """Raise NoProposal when `model` runs elsewhere now and did not when it was chosen."""
@@ -152,6 +183,11 @@ class Server:
             time.sleep(pause)
         return False
 
+    def _listed(self) -> dict[str, dict[str, Any]]:
+        """/api/tags by name."""
+        entries = self.control.answer("GET", "/api/tags")["models"] or []
+        return {entry.get("model") or entry["name"]: entry for entry in entries}
+
     def _model(self, name: str, entry: Mapping[str, Any]) -> Model:
         """A model from its entry in /api/tags and what /api/show adds."""
         shown = self.control.answer("POST", "/api/show", model=name)
@@ -185,12 +221,13 @@ class Server:
                     raise NoProposal(f"{model} gave no whole answer in {self.answer_seconds:.0f} s")
         if last is None or not last.done:
             raise Unavailable("the answer broke off")
-        if last.done_reason == "length":
+        if last.done_reason == "length" and size:
             raise Unusable("the answer was cut at its length limit")
         return Answer("".join(text), last.prompt_eval_count or None, last.eval_count or 0)
 
     def _patiently(self, call: Callable[[], T], model: str = "") -> T:
-        """`call()`, again with growing pauses while the server is unavailable. Raises NoProposal in the end."""
+        """`call()`, again with growing pauses while the server is unavailable. Raises NoProposal in the end, or
+        UserError where another program answers."""
         deadline = time.monotonic() + (0.0 if self.asleep else self.patience)
         pause = self.first_pause
         while True:
@@ -202,6 +239,8 @@ class Server:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     self.asleep = True
+                    if isinstance(error, Foreign):
+                        raise UserError(f"no Ollama server at {self.host}: {error}") from None
                     raise NoProposal(f"the Ollama server at {self.host} is not available: {error}") from None
                 self.say(f"Ollama: {error}; trying again in {min(pause, left):.0f} s")
                 time.sleep(min(pause, left))
@@ -218,19 +257,58 @@ def _translated(model: str) -> Iterator[None]:
     try:
         yield
     except ollama.ResponseError as error:
-        reason = one_line(str(error.error), 160)
-        if error.status_code == 404 and "model" in reason:
-            raise UserError(f"the model {model} is not installed; run: ollama pull {model}") from None
-        if 400 <= error.status_code < 500:
-            raise Unusable(f"the server refused the request: {reason}") from None
-        raise Unavailable(f"the server failed: {reason}") from None  # 5xx, or -1 in the middle of a stream
-    except (ConnectionError, httpx.ConnectError):  # the client's own wrapping, or the stream's bare one
+        raise _meaning(error.status_code, str(error.error), model) from None
+    except (ConnectionError, httpx.ConnectError) as error:  # the client's own wrapping, or the stream's bare one
+        reason = str(error.__context__ or error)
+        if "SSL" in reason:
+            raise Foreign(one_line(reason, 100)) from None
         raise Away("nothing answers there; start it with: ollama serve") from None
-    except (httpx.HTTPError, httpx.StreamError) as error:
+    except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
         reason = one_line(str(error), 100).partition(". ")[0]
         raise Unavailable(reason or type(error).__name__) from None
     except (ValueError, LookupError, AttributeError, TypeError) as error:  # not the protocol
-        raise Unavailable(f"the server answers nonsense ({type(error).__name__})") from None
+        raise Foreign(f"what answers does not speak Ollama's protocol ({type(error).__name__})") from None
+
+
+def _meaning(status: int, text: str, model: str) -> Exception:
+    """A useless answer by its status (-1: in the middle of a stream) and its error or body, as an exception of ours."""
+    page = text.lstrip().startswith("<")
+    title = TITLE.search(text)
+    reason = one_line(title[1] if title else text, 160)
+    if model and status == 404 and MISSING.search(text):
+        return UserError(f"the model {model} is not installed; run: ollama pull {model}")
+    if model and not page and (status == 400 or GRAMMAR.search(text)):
+        return Refused(f"the server refused the request: {reason}")
+    if page or 0 < status < 500 or not model:
+        return Foreign(f"what answers says {status}{': ' * bool(reason)}{reason}")
+    return Unavailable(f"the server failed: {reason}")
+
+
+def address(host: str) -> str:
+    """The URL that OLLAMA_HOST means, read as Ollama reads it: blanks and quotes around it, a bare IPv6 address, a
+    port alone, 0.0.0.0 for a server that listens everywhere. Raises UserError for what is no address."""
+    text = host.strip().strip("\"'")
+    if not text or text.startswith(":"):
+        text = f"127.0.0.1{text}" if text.count(":") < 2 else text
+    with contextlib.suppress(ValueError):
+        text = f"[{ipaddress.IPv6Address(text.strip('[]'))}]"
+    try:
+        split = urlsplit(text if "://" in text else f"http://{text}")
+        port = PORTS[split.scheme] if "://" in text else 11434
+        port = port if split.port is None else split.port
+        name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(split.hostname, split.hostname or "")
+        if split.username or split.query or not port or not re.fullmatch(r"[\w.:%-]+", name):
+            raise ValueError
+        return str(httpx.URL(f"{split.scheme}://{f'[{name}]' if ':' in name else name}:{port}{split.path.rstrip('/')}"))
+    except (ValueError, KeyError, httpx.InvalidURL):
+        raise UserError(f"OLLAMA_HOST is not an address: {host!r}; write it as 127.0.0.1:11434") from None
+
+
+def _is_this_machine(name: str) -> bool:
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost" or name.endswith(".localhost")
 
 
 def _host(told: Mapping[str, Any]) -> str:
