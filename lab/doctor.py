@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from rich.text import Text
 
-from lab import housekeeping, machine, preset
+from lab import housekeeping, machine, network, preset
 from lab.condition import condition, content, unfit
 from lab.errors import INTERRUPTED, UserError
 from lab.files import cache_root
@@ -252,20 +252,35 @@ def _git() -> Iterator[Finding]:
 
 
 def _hub() -> Iterator[Finding]:
-    import httpx
     from huggingface_hub import constants
+    from huggingface_hub.utils import httpx
+
+    from lab.hub import check_endpoint, endpoint
+    from lab.run import DEFAULT_PRESET
 
     told = "not reachable: only the offline preset, your own files and what is prepared can be used"
-    mend = "check the network, or: make prepare PRESET=offline"
+    offline = "or: make prepare PRESET=offline"
     if constants.HF_HUB_OFFLINE:
         yield Finding("warning", "hub", "HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE")
         return
+    where, url = endpoint(), f"{constants.ENDPOINT}/api/datasets/{preset.load(DEFAULT_PRESET).data.repo}"
     try:
-        status = httpx.head(constants.ENDPOINT, timeout=HUB_SECONDS, follow_redirects=True).status_code
+        check_endpoint()
+        with network.explained():
+            own = network.is_this_machine(url)
+            client = httpx.Client(timeout=HUB_SECONDS, follow_redirects=True, trust_env=not own)
+        reply = client.get(url)
+        if reply.is_success and "id" not in reply.json():
+            raise ValueError("JSON of another shape")
+    except UserError as error:
+        yield Finding("warning", "hub", str(error), f"unset it, {offline}")
     except (httpx.HTTPError, httpx.InvalidURL):
-        yield Finding("warning", "hub", told, mend)
-        return
-    yield Finding("ok", "hub", f"{constants.ENDPOINT} answers ({status})")
+        yield Finding("warning", "hub", f"{where} is {told}", f"check the network, {offline}")
+    except (ValueError, TypeError) as error:
+        told = f"{where} does not answer as a hub ({error})"
+        yield Finding("warning", "hub", told, f"correct HF_ENDPOINT, {offline}")
+    else:
+        yield Finding("ok", "hub", f"{where} answers ({reply.status_code})")
 
 
 def _ollama() -> Iterator[Finding]:

@@ -16,15 +16,18 @@ import io
 import json
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lab import network
 from lab.documents import check_column, digest, one_line, read_documents
 from lab.errors import UserError
 from lab.files import cache_root, sha256, write_atomic
@@ -35,6 +38,7 @@ SHARD_BYTES = 16_000_000  # text in a shard
 VAL_FETCH_BYTES = 8_000_000  # text taken from whole validation files, or val_bytes if that is more
 DELAYS = (1.0, 2.0, 4.0)  # seconds before each new attempt, on top of huggingface_hub's own 23 s for file content
 TIMEOUT = 10.0  # seconds without an answer from the hub
+ELSEWHERE = "or work without the hub: PRESET=offline or FILES='folder/*.parquet'"
 BLOCK_BYTES = 1 << 16  # read ahead of what parquet asks for: the next row group would fetch it again
 
 Progress = Callable[[str, int, int], None]  # label, bytes of text done, bytes in all
@@ -231,15 +235,16 @@ class _Stream:
 
 def _revision(data: Data) -> str:
     """The commit that the repository's main branch is at."""
+    _library()
     from huggingface_hub import HfApi
 
-    _library()
     answer = _patiently(lambda: iter([HfApi().dataset_info(data.repo, timeout=TIMEOUT)]), data, data.train_files[0])
     return next(answer).sha
 
 
 def _library() -> Any:
     """The `datasets` module, without output of its own, telemetry, or caches outside our folder and the token's."""
+    check_endpoint()
     own = cache_root() / "hub"
     for name in ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_UPDATE_CHECK"):
         os.environ.setdefault(name, "1")
@@ -255,7 +260,11 @@ def _library() -> Any:
     datasets.config.STREAMING_OPEN_MAX_RETRIES = datasets.config.STREAMING_READ_MAX_RETRIES = 1  # we retry
     for kind in ("OPEN_RETRY", "READ_RETRY", "READ_SERVER_UNAVAILABLE_RETRY", "READ_RATE_LIMIT_RETRY"):
         setattr(datasets.config, f"STREAMING_{kind}_INTERVAL", 0)
-    huggingface_hub.get_session().timeout = TIMEOUT
+    if network.is_this_machine(endpoint := huggingface_hub.constants.ENDPOINT):
+        beside = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
+        os.environ["no_proxy"] = f"{beside},{urlsplit(endpoint).hostname}"
+    with network.explained():
+        huggingface_hub.get_session().timeout = TIMEOUT
     return datasets
 
 
@@ -280,10 +289,10 @@ def _patiently(start: Callable[[], Iterator[Any]], data: Data, file: str) -> Ite
 
 def _explain(error: BaseException, repo: str, file: str) -> tuple[str, bool]:
     """What the user can do about a failure of the hub, and whether it may pass. Raises `error` if it is a bug."""
-    from huggingface_hub import constants, errors
+    from huggingface_hub import errors
     from huggingface_hub.utils import httpx
 
-    elsewhere = "or work without the hub: PRESET=offline or FILES='folder/*.parquet'"
+    where, elsewhere = endpoint(), ELSEWHERE
     chain = [error]
     while following := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(following)
@@ -295,13 +304,42 @@ def _explain(error: BaseException, repo: str, file: str) -> tuple[str, bool]:
     if status in (401, 403):
         return f"{repo}: access refused ({status}); set HF_TOKEN to a token that may read it, {elsewhere}", False
     if status == 404 or any(isinstance(e, FileNotFoundError) for e in chain):
-        return f"{repo}, {file}: not found at {constants.ENDPOINT} (404); check repo and files, {elsewhere}", False
+        return f"{repo}, {file}: not found at {where} (404); check repo and files, {elsewhere}", False
     if status:
         passes = status >= 500 or status in (408, 429)
-        return f"{repo}, {file}: {constants.ENDPOINT} answers {status}; try again later, {elsewhere}", passes
+        return f"{repo}, {file}: {where} answers {status}; try again later, {elsewhere}", passes
     if any(isinstance(e, httpx.HTTPError | ConnectionError | TimeoutError) for e in chain):
         reason = one_line(chain[-1])
-        return f"{repo}: {constants.ENDPOINT} cannot be reached ({reason}); try again later, {elsewhere}", True
+        return f"{repo}: {where} cannot be reached ({reason}); try again later, {elsewhere}", True
     if isinstance(error, pa.ArrowException | UnicodeDecodeError) or type(error) is OSError:
-        return f"{repo}, {file}: not a whole parquet file with UTF-8 text ({one_line(error)}); check the preset", False
+        what = f"not a whole parquet file with UTF-8 text ({one_line(error)})"
+        return f"{repo}, {file}: {what}; check the preset and {where}, {elsewhere}", False
+    if _is_about_an_answer(error):
+        return f"{repo}: {where} does not answer as a hub ({one_line(error)}); correct HF_ENDPOINT, {elsewhere}", False
     raise error
+
+
+def check_endpoint() -> None:
+    """Raise UserError when HF_ENDPOINT is no address: the client library would fail as it is imported."""
+    value = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        split = urlsplit(value)
+        whole = split.scheme in ("http", "https") and split.hostname and split.port != 0
+    except ValueError:
+        whole = False
+    if not whole:
+        raise UserError(f"HF_ENDPOINT is not an address: {value!r}; unset it or write https://host, {ELSEWHERE}")
+
+
+def endpoint() -> str:
+    """Where the hub is, and who says so."""
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT} (HF_ENDPOINT)" if "HF_ENDPOINT" in os.environ else constants.ENDPOINT
+
+
+def _is_about_an_answer(error: BaseException) -> bool:
+    """Whether the client library stumbled over JSON of another shape, or none: it checks neither."""
+    shape = isinstance(error, ValueError | LookupError | TypeError | AttributeError)
+    frames = traceback.extract_tb(error.__traceback__)
+    return shape and any("huggingface_hub" in Path(frame.filename).parts for frame in frames)

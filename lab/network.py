@@ -1,9 +1,11 @@
 """Network variables of the environment, which every HTTP client reads: without them, or one line for a wrong one."""
 
+import ipaddress
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 from lab.errors import UserError
 from lab.source import one_line
@@ -31,6 +33,15 @@ def explained() -> Iterator[None]:
         yield
     except Exception as error:
         raise UserError(_complaint(error)) from None
+
+
+def is_this_machine(url: str) -> bool:
+    """Whether the host of `url` is a loopback address, to which no proxy is meant to stand in the way."""
+    try:
+        name = urlsplit(url).hostname or ""
+        return name == "localhost" or name.endswith(".localhost") or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def _complaint(error: Exception) -> str:

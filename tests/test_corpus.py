@@ -422,9 +422,8 @@ def test_hub_failure_is_one_clear_line_and_then_mended(hub, tmp_path, name):
     message = refused(hub, tmp_path)
     assert expected in message
     assert "owner/stories" in message
-    if name != "html":
-        assert "PRESET=offline" in message
-        assert "FILES=" in message
+    assert "PRESET=offline" in message
+    assert "FILES=" in message
     hub.server.faults.clear()
     assert fetch(hub, tmp_path)["train"] == expected_train()
 
@@ -439,7 +438,7 @@ def test_hub_wrong_names(hub, tmp_path):
 def test_hub_unreachable_and_offline(tmp_path):
     closed = "http://127.0.0.1:9"
     message = refused(closed, tmp_path)
-    assert "http://127.0.0.1:9 cannot be reached" in message
+    assert "http://127.0.0.1:9 (HF_ENDPOINT) cannot be reached" in message
     assert "PRESET=offline or FILES=" in message
     with serve({"big.parquet": BIG}) as server:
         assert "HF_HUB_OFFLINE" in refused(server, tmp_path, {"HF_HUB_OFFLINE": "1"})

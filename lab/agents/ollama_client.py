@@ -114,7 +114,7 @@ class Server:
     ) -> None:
         self.url = address(host or os.environ.get("OLLAMA_HOST", ""))
         self.host = self.url if host or "OLLAMA_HOST" not in os.environ else f"{self.url} (OLLAMA_HOST)"
-        self.local = _is_this_machine(urlsplit(self.url).hostname or "")
+        self.local = network.is_this_machine(self.url)
         # A proxy from the environment is not meant for this machine's own server, nor certificates for plain HTTP.
         more = {"trust_env": not self.local, "verify": self.url.startswith("https"), "follow_redirects": False}
         limits = [httpx.Timeout(seconds, connect=CONNECT_SECONDS) for seconds in (answer_seconds, CONTROL_SECONDS)]
@@ -302,13 +302,6 @@ def address(host: str) -> str:
         return str(httpx.URL(f"{split.scheme}://{f'[{name}]' if ':' in name else name}:{port}{split.path.rstrip('/')}"))
     except (ValueError, KeyError, httpx.InvalidURL):
         raise UserError(f"OLLAMA_HOST is not an address: {host!r}; write it as 127.0.0.1:11434") from None
-
-
-def _is_this_machine(name: str) -> bool:
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return name == "localhost" or name.endswith(".localhost")
 
 
 def _host(told: Mapping[str, Any]) -> str:
