@@ -16,19 +16,19 @@ VERBOSITY := $(if $(Q),--quiet) $(if $(V),--verbose)
 PREPARE_FLAGS := $(VERBOSITY) $(if $(VOCAB),--vocab $(VOCAB)) $(if $(SEQ),--seq $(SEQ)) \
 	$(if $(FILES),--files $(call quote,$(FILES))) $(if $(VAL_FILES),--val-files $(call quote,$(VAL_FILES))) \
 	$(if $(NO_FIT)$(MINUTES)$(STEPS),--no-fit)
-PREPARE = $(PY) prepare.py $(if $(PRESET),--preset $(PRESET)) $(PREPARE_FLAGS)
+PREPARE = $(PY) prepare.py $(if $(PRESET),--preset $(call quote,$(PRESET))) $(PREPARE_FLAGS)
 CURRENT := $(or $(AUTORESEARCH_CACHE),$(HOME)/.cache/autoresearch)/current.json
 TRAIN_FLAGS := $(VERBOSITY) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(STEPS),--steps $(STEPS)) $(if $(SEED),--seed $(SEED)) \
 	$(if $(RUN_DIR),--run-dir $(call quote,$(RUN_DIR)))
 SAMPLE_FLAGS := $(if $(RUN),$(call quote,$(RUN))) $(if $(AGAINST),$(call quote,$(AGAINST))) \
-	$(if $(TAG),--tag $(TAG)) $(if $(CHAT),--chat) $(if $(EXPORT),--export $(call quote,$(EXPORT))) $(if $(PROMPT),--prompt $(call quote,$(PROMPT))) $(if $(TOKENS),--tokens $(TOKENS)) \
+	$(if $(TAG),--tag $(call quote,$(TAG))) $(if $(CHAT),--chat) $(if $(EXPORT),--export $(call quote,$(EXPORT))) $(if $(PROMPT),--prompt $(call quote,$(PROMPT))) $(if $(TOKENS),--tokens $(TOKENS)) \
 	$(if $(TEMPERATURE),--temperature $(TEMPERATURE)) $(if $(TOP_K),--top-k $(TOP_K)) \
 	$(if $(SEED),--seed $(SEED)) $(if $(COUNT),--count $(COUNT))
 
-AGENT_FLAGS := $(VERBOSITY) $(if $(PRESET),--preset $(PRESET)) $(if $(AGENT),--agent $(AGENT)) $(if $(MODEL),--model $(MODEL)) \
-	$(if $(TAG),--tag $(TAG)) $(if $(EXPERIMENTS),--max-experiments $(EXPERIMENTS)) \
-	$(if $(UNTIL),--until $(UNTIL)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(LLM_SHARE),--llm-share $(LLM_SHARE)) \
-	$(if $(COMMAND),--command $(call quote,$(COMMAND))) $(if $(SANDBOX),--sandbox $(SANDBOX)) $(if $(RIGOR),--rigor $(RIGOR))
+AGENT_FLAGS := $(VERBOSITY) $(if $(PRESET),--preset $(call quote,$(PRESET))) $(if $(AGENT),--agent $(call quote,$(AGENT))) $(if $(MODEL),--model $(call quote,$(MODEL))) \
+	$(if $(TAG),--tag $(call quote,$(TAG))) $(if $(EXPERIMENTS),--max-experiments $(EXPERIMENTS)) \
+	$(if $(UNTIL),--until $(call quote,$(UNTIL))) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(LLM_SHARE),--llm-share $(call quote,$(LLM_SHARE))) \
+	$(if $(COMMAND),--command $(call quote,$(COMMAND))) $(if $(SANDBOX),--sandbox $(call quote,$(SANDBOX))) $(if $(RIGOR),--rigor $(call quote,$(RIGOR)))
 
 .PHONY: help setup prepare fit train agent status report score sample doctor clean-cache clean-runs test bench lint format lock clean
 .DEFAULT_GOAL := help
@@ -61,17 +61,17 @@ fit: $(READY)  ## measure anew what fits this machine, for what was prepared las
 
 train: $(READY)  ## five minutes, then val_bpb (with PRESET=: prepares first; MINUTES= STEPS= SEED= RUN_DIR= HOSTS=)
 	@$(if $(PRESET)$(FILES)$(VOCAB)$(SEQ),,[ -f "$(CURRENT)" ] ||) $(PREPARE)
-	@$(if $(HOSTS),$(VENV)/bin/mlx.launch --backend ring --hostfile $(HOSTS) -- )$(PY) train.py $(TRAIN_FLAGS)
+	@$(if $(HOSTS),$(VENV)/bin/mlx.launch --backend ring --hostfile $(call quote,$(HOSTS)) -- )$(PY) train.py $(TRAIN_FLAGS)
 
 agent: $(READY)  ## the night (PRESET= AGENT= MODEL= COMMAND= TAG= EXPERIMENTS= UNTIL= MINUTES= LLM_SHARE= SANDBOX= RIGOR=)
 	@$(if $(PRESET),:,[ -f "$(CURRENT)" ] || $(PREPARE))
 	@$(PY) agent_loop.py run $(AGENT_FLAGS)
 
 status: $(READY)  ## what the latest night, or TAG=, has found
-	@$(PY) agent_loop.py status $(if $(TAG),--tag $(TAG))
+	@$(PY) agent_loop.py status $(if $(TAG),--tag $(call quote,$(TAG)))
 
 report: $(READY)  ## report.html and progress.png of the latest night, or TAG= (WATCH=1 serves it as it goes)
-	@$(PY) agent_loop.py report $(if $(TAG),--tag $(TAG)) $(if $(WATCH),--watch)
+	@$(PY) agent_loop.py report $(if $(TAG),--tag $(call quote,$(TAG))) $(if $(WATCH),--watch)
 
 score: $(READY)  ## rescore a run (RUN=runs/...)
 	@$(PY) prepare.py score $(call quote,$(or $(RUN),runs/latest))

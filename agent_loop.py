@@ -24,14 +24,15 @@ import click
 
 from lab.agents import Agent, Briefing, NoProposal, Tried
 from lab.agents.once import Once
-from lab.branch import Branch, git
+from lab.branch import TAG_RULE, Branch, check_tag
 from lab.crash import clean
 from lab.dashboard import dashboard, summary
 from lab.errors import UserError
-from lab.files import write_atomic
+from lab.files import register, write_atomic
+from lab.git import git
 from lab.history import Experiment
 from lab.journal import Journal, lock, read
-from lab.opening import choose_agent, next_time, night_settings, stay_awake, stopper, tonight
+from lab.opening import choose_agent, held, next_time, night_settings, stay_awake, stopper, tonight
 from lab.preset import from_dict
 from lab.proposal import Proposal, check
 from lab.run import ROOT, guarded
@@ -128,7 +129,7 @@ class Night:
         self.journal.record("refused", fingerprint=mark, reason=reason, **told)
 
     def commit(self, proposal: Proposal) -> bool:
-        """Write ahead: the commit, then the journal. A kill between the two leaves a commit that is reset away."""
+        """Write ahead: the commit, then the journal. A kill between the two leaves a commit on no branch."""
         state = self.journal.state
         number, source = len(state.experiments), proposal.source
         commit = state.head()
@@ -256,7 +257,6 @@ def open_night(
     from lab.sandbox import available, self_test
 
     folder = NIGHTS / tag
-    folder.mkdir(parents=True, exist_ok=True)
     settings = night_settings(folder, preset, minutes, verbosity)
     kind = available() if sandbox == "auto" else sandbox
     if kind == "none":
@@ -266,14 +266,16 @@ def open_night(
         raise UserError(f"the sandbox {kind} does not hold here ({fault}); choose another, or --sandbox none")
     if kind in ("seatbelt", "landlock"):  # no loopback network within: one process trains
         settings["preset"]["batch"]["processes"] = 1
-    branch = Branch(ROOT, folder / "worktree", f"autoresearch/{tag}")
+    tell, echo = (say if verbosity > level else silent for level in (QUIET, NORMAL))
+    branch = Branch(ROOT, folder / "worktree", f"autoresearch/{tag}", say)
+    bench = Bench(folder, branch.worktree, settings, kind, say=tell, echo=echo)
+    bench.check_data()
+    register()
     branch.ensure(git(ROOT, "rev-parse", "HEAD"))
     journal = Journal(folder)
     if not journal.state.start:
         journal.record("start", tag=tag, commit=branch.head)
     keep_edit(branch, journal)
-    tell, echo = (say if verbosity > level else silent for level in (QUIET, NORMAL))
-    bench = Bench(folder, branch.worktree, settings, kind, say=tell, echo=echo)
     night = Night(folder, branch, journal, bench, rigor, say=tell)
     for record in read(journal.path):
         if record["event"] == "proposal":
@@ -309,7 +311,7 @@ def edit_of(path: Path) -> str | None:
 def tags() -> list[str]:
     """Nights with a journal, the one that changed last at the end."""
     journals = sorted(NIGHTS.glob("*/journal.jsonl"), key=lambda path: path.stat().st_mtime)
-    return [path.parent.name for path in journals]
+    return [path.parent.name for path in journals if not path.parent.is_symlink()]
 
 
 def latest_tag() -> str:
@@ -319,8 +321,19 @@ def latest_tag() -> str:
     return tags()[-1]
 
 
+def existing(tag: str | None) -> str:
+    """The tag of a night that is there, the latest for none. Raises UserError when there is no such night."""
+    if tag and tag not in tags():
+        raise UserError(f"there is no night {tag}; there are: {', '.join(sorted(tags())) or 'none'}")
+    return tag or latest_tag()
+
+
 def tag_option(default: str) -> Callable:
-    return click.option("--tag", help=f"Name of the night.  [default: {default}]")
+    return click.option(
+        "--tag",
+        callback=lambda context, option, tag: tag if tag is None else check_tag(tag),
+        help=f"Name of the night: {TAG_RULE}.  [default: {default}]",
+    )
 
 
 def shared_options(function: Callable) -> Callable:
@@ -379,9 +392,7 @@ def run(kind: str, model: str, cli: str, llm_share: float, max_experiments: int 
     deadline = next_time(until.time()) if until else None
     tell = say if verbosity > QUIET else silent
     agent = choose_agent(kind, model, cli, llm_share, tell)
-    NIGHTS.mkdir(exist_ok=True)
-    (NIGHTS / tag).mkdir(exist_ok=True)
-    with lock(NIGHTS / tag / "lock"):
+    with held(NIGHTS / tag):
         stay_awake()
         night = open_night(tag, verbosity=verbosity, **options)
         night.agent, night.stop = agent, stopper(deadline, tell)
@@ -405,8 +416,7 @@ def run(kind: str, model: str, cli: str, llm_share: float, max_experiments: int 
 @click.option("-m", "--message", required=True, help="What you changed and why, one line.")
 def try_command(message: str, tag: str | None, **options: Any) -> None:
     tag, message = tag or latest_tag(), os.fsencode(message).decode(errors="replace")  # in a C locale too
-    (NIGHTS / tag).mkdir(parents=True, exist_ok=True)
-    with lock(NIGHTS / tag / "lock"):
+    with held(NIGHTS / tag):
         worktree = NIGHTS / tag / "worktree" / "train.py"
         edited = edit_of(worktree)
         night = open_night(tag, **options)
@@ -424,7 +434,7 @@ def try_command(message: str, tag: str | None, **options: Any) -> None:
 @command.command(help="What a night has found so far.", epilog=examples("agent_loop.py status --tag nov22"))
 @tag_option("the latest")
 def status(tag: str | None) -> None:
-    tag = tag or latest_tag()
+    tag = existing(tag)
     night = Night(NIGHTS / tag, None, Journal(NIGHTS / tag), None, "full")
     print(summary(night))
 
@@ -437,8 +447,8 @@ def status(tag: str | None) -> None:
 @click.argument("number", type=click.IntRange(min=0))
 @click.option("--seed", type=click.IntRange(min=0), default=1000, show_default=True, help="Of the run.")
 def replay(tag: str | None, number: int, seed: int) -> None:
-    tag = tag or latest_tag()
-    with lock(NIGHTS / tag / "lock"):
+    tag = existing(tag)
+    with held(NIGHTS / tag):
         night = open_night(tag, preset=None, minutes=None, rigor="full", sandbox="auto")
         experiments = night.journal.state.experiments
         if number >= len(experiments):
@@ -464,9 +474,7 @@ def report_command(tag: str | None, stories: bool, watch: bool, port: int) -> No
     from lab.report import sample_stories, serve, write_report
     from lab.sandbox import available
 
-    folder = NIGHTS / (tag or latest_tag())
-    if not (folder / "journal.jsonl").is_file():
-        raise UserError(f"there is no night {folder.name}; there are: {', '.join(tags()) or 'none'}")
+    folder = NIGHTS / existing(tag)
     if watch:
         return serve(folder, port, say)
     told = None

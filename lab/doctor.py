@@ -236,7 +236,7 @@ def _sandbox() -> Iterator[Finding]:
 
 
 def _git() -> Iterator[Finding]:
-    from lab.branch import git
+    from lab.git import git
 
     try:
         changed = git(ROOT, "status", "--porcelain", "--untracked-files=no").splitlines()

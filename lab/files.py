@@ -4,13 +4,39 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+
+from lab.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent  # this checkout
 
 
 def cache_root() -> Path:
     """Folder of everything prepared: $AUTORESEARCH_CACHE, or ~/.cache/autoresearch."""
     return Path(os.environ.get("AUTORESEARCH_CACHE") or Path.home() / ".cache" / "autoresearch")
+
+
+def register() -> None:
+    """Let the cache know this checkout, whose nights may need what is prepared in it."""
+    users = cache_root() / "users"
+    with suppress(OSError):  # who may not write here may not remove either
+        users.mkdir(parents=True, exist_ok=True)
+        (users / "since").open("x").close()
+    with suppress(OSError):
+        name = hashlib.sha256(os.fsencode(ROOT)).hexdigest()[:16]
+        write_atomic(users / f"{name}.path", os.fsencode(ROOT))
+
+
+def checkouts() -> list[Path]:
+    """This checkout and the others that use the cache, as far as they are still there."""
+    known = [Path(os.fsdecode(path.read_bytes())) for path in (cache_root() / "users").glob("*.path")]
+    return sorted({ROOT, *(path for path in known if path.is_dir())})
+
+
+def recorded_since() -> float:
+    """When the cache began to know who uses it, in seconds since 1970."""
+    return (cache_root() / "users" / "since").stat().st_mtime
 
 
 def write_atomic(path: Path | str, content: str | bytes) -> None:
@@ -42,13 +68,22 @@ def append_line(path: Path | str, line: str) -> None:
         os.close(descriptor)
 
 
-def delete(paths: Iterable[Path]) -> None:
-    """Remove files, links and whole folders."""
-    for path in paths:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink()
+def inside(path: Path, folder: Path) -> Path:
+    """`path`, which must lie below `folder`, with no link on the way. Raises UserError where one leads out."""
+    parent = path.parent
+    if parent.resolve() != folder.resolve() / parent.relative_to(folder):
+        raise UserError(f"{parent} leads out of {folder} by a link, which is not followed; put a folder in its place")
+    return path
+
+
+def remove(path: Path, folder: Path) -> None:
+    """Remove what is at `path`, if anything: a file, a link, a whole folder. Raises UserError unless it lies inside
+    `folder`."""
+    inside(path, folder)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sha256(path: Path | str) -> str:

@@ -7,14 +7,14 @@ NEWEST in runs/ and the best of each task, and in a night what was kept and what
 import json
 import os
 import re
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab import files
 from lab.errors import UserError
-from lab.files import cache_root, delete
+from lab.files import cache_root, checkouts, recorded_since, register
 from lab.history import Experiment
 from lab.journal import Journal, lock
 from lab.measure import excess
@@ -47,22 +47,30 @@ def listing() -> list[Entry]:
     """Folders of the cache, largest first."""
     needed = _needed()
     folders = [
-        path for part in ("prepared", "text", "hub") for path in (cache_root() / part).glob("*") if path.is_dir()
+        path
+        for part in ("prepared", "text", "hub")
+        for path in (cache_root() / part).glob("*")
+        if path.is_dir() and not path.is_symlink()
     ]
     return _largest_first(
-        Entry(f"{path.parent.name}/{path.name}", path, _size([path]), needed.get(path.resolve(), ""))
-        for path in folders
+        Entry(f"{path.parent.name}/{path.name}", path, _size([path]), needed(path.resolve())) for path in folders
     )
 
 
 def remove(names: tuple[str, ...], everything: bool) -> str:
     """Remove these entries, or every prepared folder that nobody needs; what was done. Downloaded text goes only by
-    name: it may not be had again. UserError names what cannot be removed."""
+    name: it may not be had again. So does what is older than the record of who uses it. UserError names what cannot be
+    removed."""
+    register()
     entries = listing()
-    chosen = _chosen(entries, names, {entry.name for entry in entries if everything and _ready(entry)})
+    whole = [entry for entry in entries if everything and _ready(entry)]
+    known = {entry.name for entry in whole if (entry.path / "manifest.json").stat().st_mtime >= recorded_since()}
+    chosen = _chosen(entries, names, known)
     for entry in chosen:
-        shutil.rmtree(entry.path)
-    return _told(chosen)
+        files.remove(entry.path, entry.path.parent)
+    rest = [entry.name for entry in whole if not entry.kept and entry not in chosen]
+    hint = f"; NAMES='{' '.join(rest)}' removes what other checkouts may have nights of" if rest else ""
+    return _told(chosen) + hint
 
 
 def runs() -> list[Entry]:
@@ -78,7 +86,8 @@ def remove_checkpoints(names: tuple[str, ...], everything: bool) -> str:
         entries = _runs(resting)
         chosen = _chosen(entries, names, {entry.name for entry in entries if everything})
         for entry in chosen:
-            delete(_parts(entry.path))
+            for part in _parts(entry.path):
+                files.remove(part, ROOT)
         return _told(chosen)
 
 
@@ -102,16 +111,34 @@ def _ready(entry: Entry) -> bool:
     return entry.path.parent.name == "prepared" and (entry.path / "manifest.json").is_file()
 
 
-def _needed() -> dict[Path, str]:
-    """Prepared folders that the next training or a night reads."""
-    found = {}
-    for path in [*sorted((ROOT / "nights").glob("*/settings.json")), current_path()]:
-        try:
-            prepared = Path(json.loads(path.read_text(encoding="utf-8"))["prepared"]).resolve()
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        found[prepared] = "for the next training" if path == current_path() else f"for night {path.parent.name}"
-    return found
+def _needed() -> Callable[[Path], str]:
+    """Says why a prepared folder is kept: the next training or a night, of any checkout that uses this cache, reads
+    it; "" for no reason."""
+    found, damaged = {}, ""
+    for checkout in checkouts():
+        where = "" if checkout == ROOT else f" in {checkout}"
+        for path in sorted((checkout / "nights").glob("*/settings.json")):
+            night = f"night {path.parent.name}{where}"
+            if prepared := _prepared(path):
+                found[prepared] = f"for {night}"
+            else:
+                damaged = f"{night} may need it: its settings.json is damaged"
+    if current := _prepared(current_path()):
+        found[current] = "for the next training"
+    return lambda folder: found.get(folder, damaged if folder.parent.name == "prepared" else "")
+
+
+def _prepared(record: Path) -> Path | None:
+    """The prepared folder that a settings.json names."""
+    try:
+        return Path(json.loads(record.read_text(encoding="utf-8"))["prepared"]).resolve()
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _nights() -> list[Path]:
+    """Folders of this checkout's nights that have runs; links lead elsewhere."""
+    return [path.parent for path in sorted((ROOT / "nights").glob("*/runs")) if path.resolve() == path]
 
 
 # ---- runs
@@ -122,17 +149,17 @@ def _nights_at_rest() -> Iterator[set[Path]]:
     """The nights that nobody runs; none of them can begin meanwhile."""
     resting = set()
     with ExitStack() as stack:
-        for folder in sorted((ROOT / "nights").glob("*/runs")):
+        for folder in _nights():
             with suppress(UserError):
-                stack.enter_context(lock(folder.parent / "lock"))
-                resting.add(folder.parent)
+                stack.enter_context(lock(folder / "lock"))
+                resting.add(folder)
         yield resting
 
 
 def _runs(resting: set[Path]) -> list[Entry]:
     found = dict(_own_runs())
-    for folder in sorted((ROOT / "nights").glob("*/runs")):
-        found |= _night_runs(folder.parent, folder.parent in resting)
+    for folder in _nights():
+        found |= _night_runs(folder, folder in resting)
     return _largest_first(
         Entry(str(path.relative_to(ROOT)), path, _size(_parts(path)), kept) for path, kept in found.items()
     )
@@ -146,7 +173,7 @@ def _parts(run: Path) -> list[Path]:
 
 def _trained(folder: Path) -> list[Path]:
     """Runs with a checkpoint, oldest first."""
-    found = [path for path in folder.glob("*/checkpoint.safetensors") if not path.parent.is_symlink()]
+    found = [path for path in folder.glob("*/checkpoint.safetensors") if path.parent.resolve() == path.parent]
     return [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime)]
 
 

@@ -3,8 +3,8 @@
 Every line has "n" (1, 2, 3 ... without gaps), "time" (ISO 8601, UTC) and "event"; lab.history.FIELDS lists each
 event's other fields, and State there is the fold. An experiment's life, and what a kill -9 leaves at each point:
 
-    proposal   the commit exists on the branch; killed before: the branch is ahead, `git reset --hard` to
-               State.head() undoes it, nothing was spent.
+    proposal   the commit exists; the branch moves to State.head() afterwards. Killed before: the commit is on no
+               branch, nothing was spent.
     run        one training run and its score, valid or not. Its name (e0007-r2: experiment 7, second run) follows
                from the journal alone. Killed before the line: if runs/<name>/result.json is whole, the loop records
                that instead of running again; if not, it deletes the folder and runs. A name is recorded once.

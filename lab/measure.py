@@ -21,8 +21,9 @@ from lab import machine, trial
 from lab.condition import Condition, condition, spoiled, unfit
 from lab.crash import Crash, clean, read_bytes
 from lab.errors import UserError
-from lab.files import delete, write_atomic
+from lab.files import remove, write_atomic
 from lab.sandbox import Policy
+from lab.shards import PARTS, open_prepared
 from lab.show import silent
 from lab.trial import Limits
 
@@ -87,17 +88,20 @@ class Bench:
 
     def preflight(self, source: str) -> str:
         """Two real steps and one batch of the score. The reason why it failed, or "" ."""
+        self.check_data()
         run_dir = self._fresh("preflight")
         with self._at("preflight"):
             outcome = self._train(run_dir, source, 0, PREFLIGHT_SECONDS, "--steps", str(PREFLIGHT_STEPS))
-            if outcome.status != "ok":
-                return self._unless_full(run_dir, f"{outcome.status}: {described(outcome.crash)}")
-            self.preflight_seconds = outcome.seconds
-            score = self._score(run_dir, source, 0, PREFLIGHT_STEPS, "--batches", "1")
-            return self._unless_full(run_dir, score.get("reason", ""))
+            if outcome.status == "ok":
+                self.preflight_seconds = outcome.seconds
+                reason = self._score(run_dir, source, 0, PREFLIGHT_STEPS, "--batches", "1").get("reason", "")
+            else:
+                reason = f"{outcome.status}: {described(outcome.crash)}"
+        return self._blame(run_dir, reason) if reason else ""
 
     def run(self, name: str, source: str, seed: int) -> Measured:
         """Train this source for the budget and score it."""
+        self.check_data()
         run_dir = self._fresh(name)
         with self._at("waiting for the machine"):
             before = self._fit()
@@ -115,19 +119,33 @@ class Bench:
         if score.get("status") == "ok":
             return Measured("ok", score["val_bpb"], *told, "", *seen)
         reason = score.get("reason") or f"{outcome.status}: {described(outcome.crash)}"
-        reason = self._unless_full(run_dir, reason)
-        delete(excess(run_dir))  # it may have filled the disk
+        reason = self._blame(run_dir, reason)
+        for path in excess(run_dir):  # it may have filled the disk
+            remove(path, self.folder)
         return Measured("crash", None, *told, reason, *seen)
 
-    def _unless_full(self, run_dir: Path, reason: str) -> str:
-        """Why a run failed. Raises UserError where the disk was full before it: that says nothing about the change."""
+    def _blame(self, run_dir: Path, reason: str) -> str:
+        """Why a run failed. Raises UserError where prepared data is damaged or the disk was full before it: that says
+        nothing about the change."""
+        self.check_data(PARTS)
         if self.free >= ROOM_BYTES or not FULL.search(reason):
             return reason
-        delete(excess(run_dir))
+        for path in excess(run_dir):
+            remove(path, self.folder)
         raise UserError(
             f"the disk is full: {self.free / 1e6:,.0f} MB were free in {self.folder} before the run {run_dir.name}; "
             "make room and give the same command again, which repeats this run"
         )
+
+    def check_data(self, parts: tuple[str, ...] = ()) -> None:
+        """Raise UserError when the prepared data is gone or these parts of it are damaged: no proposal is to blame."""
+        try:
+            open_prepared(Path(self.settings["prepared"]), parts)
+        except UserError as error:
+            preset = self.settings["preset"]
+            files = " FILES='...' as at first" * (preset["data"]["source"] == "files")
+            make = f"make prepare PRESET={preset['name']} VOCAB={preset['tokenizer']['vocab_size']}{files}"
+            raise UserError(f"{str(error).partition('; ')[0]}; `{make}` makes it anew, then run again") from None
 
     @contextmanager
     def _at(self, name: str, run_dir: Path | None = None) -> Iterator[None]:
@@ -156,7 +174,7 @@ class Bench:
     def _sent(self, name: str, source: str, seed: int) -> Path:
         """A folder with what the child reads: the source, its settings, and links to the pristine laboratory."""
         sent = self.folder / "sent" / name
-        shutil.rmtree(sent, ignore_errors=True)
+        remove(sent, self.folder)
         sent.mkdir(parents=True)
         (sent / "train.py").write_text(source, encoding="utf-8")
         (sent / "settings.json").write_text(json.dumps(self.settings | {"seed": seed}), encoding="utf-8")
@@ -195,7 +213,7 @@ class Bench:
 
     def _fresh(self, name: str) -> Path:
         run_dir = self.folder / "runs" / name
-        shutil.rmtree(run_dir, ignore_errors=True)
+        remove(run_dir, self.folder)
         run_dir.mkdir(parents=True)
         return run_dir
 

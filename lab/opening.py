@@ -5,7 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, time, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from lab.agents import Agent, NoProposal
 from lab.agents.search import Search
 from lab.child import interrupts_left_to_child
 from lab.errors import UserError
-from lab.files import write_atomic
+from lab.files import inside, write_atomic
+from lab.git import repository
+from lab.journal import lock
 from lab.run import ROOT, current_path, read_record
 from lab.show import NORMAL, QUIET
 
@@ -29,6 +32,22 @@ def tonight(nights: Path, now: datetime) -> str:
     journal = nights / yesterday / "journal.jsonl"
     recent = journal.is_file() and now.timestamp() - journal.stat().st_mtime < GOES_ON_HOURS * 3600
     return yesterday if recent and not (nights / today).exists() else today
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Make a night's folder and hold its lock; a folder in which nothing came to be is removed again. Raises UserError
+    where no night can be: before it is made."""
+    repository(ROOT)
+    inside(folder / "lock", ROOT)
+    made = not folder.exists()
+    with lock(folder / "lock"):
+        try:
+            yield
+        finally:
+            if made and [path.name for path in folder.iterdir()] == ["lock"]:
+                (folder / "lock").unlink()
+                folder.rmdir()
 
 
 def night_settings(folder: Path, preset: str | None, minutes: float | None, verbosity: int = NORMAL) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import http.server
 import io
 import json
 import string
-import subprocess
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,9 +23,11 @@ from typing import Any
 from lab.crash import read_bytes
 from lab.errors import UserError
 from lab.files import write_atomic
+from lab.git import run
 from lab.history import Experiment, State
 from lab.journal import Journal, read
 from lab.picture import picture, short
+from lab.run import ROOT
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 WATCH_SECONDS = 60  # after which a watched page loads itself anew
@@ -200,10 +201,9 @@ def _sources(report: Report) -> dict[int, list[str]]:
     """Lines of train.py of every experiment whose commit git still has, from one git process."""
     done = report.state.settled
     asked = "".join(f"{e.commit}:train.py\n" for e in done)
-    command = ["git", "-C", str(report.folder), "cat-file", "--batch"]
     try:
-        answer = io.BytesIO(subprocess.run(command, input=asked.encode(), capture_output=True, check=True).stdout)
-    except (OSError, subprocess.CalledProcessError):
+        answer = io.BytesIO(run(ROOT, f"--git-dir={ROOT / '.git'}", "cat-file", "--batch", data=asked.encode()))
+    except UserError:
         return {}
     found = {}
     for experiment in done:

@@ -34,13 +34,12 @@ from lab import machine, parallel
 from lab.batches import Batches
 from lab.clock import Clock
 from lab.errors import INTERRUPTED, UserError
-from lab.files import cache_root, write_atomic
+from lab.files import ROOT, cache_root, register, write_atomic
 from lab.fit import OUTGROWN, RULE_HOLDS_FOR, most_rows
 from lab.preset import from_dict, load, to_dict
 from lab.shards import open_prepared
 from lab.show import MINUTES, NORMAL, QUIET, VERBOSE, Reading, Training, examples, verbosity_options, working
 
-ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_PRESET = "tinystories"
 SMOOTHING = 0.9  # of the loss that is shown
 
@@ -275,6 +274,8 @@ def execute(experiment: Callable[[Run], Any], source: str) -> None:
         record = recorded()
         if record is None:
             raise UserError("nothing is prepared yet; run `make prepare PRESET=offline` (no network) or another preset")
+        if "AUTORESEARCH_SETTINGS" not in os.environ:
+            register()
         record["minutes"] = minutes or record.get("minutes") or record["preset"]["task"]["minutes"]
         record["steps"] = steps or record.get("steps")
         record["seed"] = seed if seed is not None else record.get("seed", 0)

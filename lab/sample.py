@@ -19,6 +19,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from lab.branch import check_tag
 from lab.errors import UserError
 from lab.journal import Journal, read
 from lab.run import ROOT
@@ -43,7 +44,7 @@ def last_run() -> Path:
 
 def best_run(tag: str) -> Path:
     """The first valid run of what a night keeps. Raises UserError when there is none."""
-    folder = ROOT / "nights" / tag
+    folder = ROOT / "nights" / check_tag(tag)
     if not (folder / "journal.jsonl").is_file():
         there = ", ".join(sorted(path.parent.name for path in folder.parent.glob("*/journal.jsonl"))) or "none"
         raise UserError(f"there is no night {tag}; there are: {there}")

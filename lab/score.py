@@ -17,7 +17,6 @@ import contextlib
 import json
 import math
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -33,7 +32,7 @@ import numpy as np
 from lab.batches import document_starts, pack
 from lab.crash import read_bytes
 from lab.errors import UserError
-from lab.files import write_atomic
+from lab.files import remove, write_atomic
 from lab.model_server import read_frame, write_frame
 from lab.shards import Prepared, open_prepared
 
@@ -95,7 +94,7 @@ def model_process(run_dir: Path, vocab_size: int, sandbox: str, seconds: float =
 
     scratch = run_dir / "score"  # the only folder the model may write
     for path in (scratch, run_dir / "score.log"):  # whatever training left there, a link to elsewhere too, goes
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+        remove(path, run_dir)
     scratch.mkdir()
     policy = Policy(writable=(scratch,), readable=(ROOT, run_dir))
     command = wrap([sys.executable, "-m", "lab.model_server", str(run_dir)], policy, sandbox)

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from lab.errors import UserError
-from lab.files import append_line, cache_root, sha256, write_atomic
+from lab.files import append_line, cache_root, register, sha256, write_atomic
 from lab.preset import Preset
 from lab.tokens import Tokenizer, train_tokenizer
 
@@ -119,6 +119,7 @@ def prepare(preset: Preset, corpus: "Corpus", progress: Progress) -> tuple[Prepa
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
     folder = cache_root() / "prepared" / f"{preset.name}-v{vocabulary}-{digest}"
     folder.mkdir(parents=True, exist_ok=True)
+    register()
     with _locked(folder):
         rebuilt = []
         if (folder / "manifest.json").exists():

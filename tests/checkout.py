@@ -1,6 +1,8 @@
 """A user's clone with a tiny model prepared, for tests that run the loop in it."""
 
+import copy
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,17 @@ from conftest import ROOT, documents, environment, write_jsonl
 from lab.journal import Journal
 
 MINUTES = "0.02"
+GIT = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}  # whoever runs the tests has settings of their own
+
+
+def git(folder: Path, *arguments: object) -> str:
+    """What git prints in `folder`, whatever the environment and configuration of whoever runs the tests."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    known = ("-c", "user.name=u", "-c", "user.email=u@localhost")
+    command = ["git", *known, *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=folder, env=kept | GIT, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 class Checkout:
@@ -18,16 +31,13 @@ class Checkout:
 
     def __init__(self, folder: Path, prepared: bool = True):
         self.folder, self.cache = folder / "repo", folder / "cache"
-        listed = subprocess.run(
-            ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
-        )
-        for name in listed.stdout.splitlines():
+        for name in git(ROOT, "ls-files", "-co", "--exclude-standard").splitlines():
             if (ROOT / name).is_file():
                 (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, self.folder / name)
         self.git("init", "--quiet", "-b", "main")
         self.git("add", "-A")
-        self.git("-c", "user.name=u", "-c", "user.email=u@localhost", "commit", "--quiet", "-m", "start")
+        self.git("commit", "--quiet", "-m", "start")
         if prepared:
             self.prepare(folder)
 
@@ -40,9 +50,14 @@ class Checkout:
         record["preset"]["batch"] |= {"rows": 4, "tokens_per_step": 256, "processes": 1}
         current.write_text(json.dumps(record))
 
+    def at(self, folder: Path) -> "Checkout":
+        """This checkout, with its cache, at another place: to be moved or copied there."""
+        other = copy.copy(self)
+        other.folder = folder
+        return other
+
     def git(self, *arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=self.folder, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
+        return git(self.folder, *arguments)
 
     def python(self, *arguments: object, check: bool = True, **variables: str) -> subprocess.CompletedProcess:
         where = self.where() | {"env": self.where()["env"] | variables}

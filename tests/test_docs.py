@@ -106,7 +106,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.Com
         small = small.replace(much, little)
     for name in ("offline", "tinystories"):
         (checkout.folder / "presets" / f"{name}.toml").write_text(small.replace("rows = 16", "rows = 8"))
-    checkout.git("-c", "user.name=u", "-c", "user.email=u@localhost", "commit", "--quiet", "-am", "start small")
+    checkout.git("commit", "--quiet", "-am", "start small")
     for folder in ("books", "a"):
         (checkout.folder / folder).mkdir()
     (checkout.folder / "books" / "all.txt").write_text("\n\n".join(documents(300)))

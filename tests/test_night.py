@@ -1,61 +1,24 @@
 """The loop itself over hundreds of experiments: real git, journal, agent and checks; only the training is simulated."""
 
-import random
 import resource
-import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from checkout import git
+from simulated import begin
 
 import agent_loop
 from lab.agents import BYTES_PER_TOKEN
-from lab.agents.search import Search
-from lab.branch import Branch, git
 from lab.errors import UserError
-from lab.journal import Journal
 from lab.measure import Measured
-from lab.preset import load, to_dict
 from lab.show import silent
 from lab.verdict import FLOOR, INCUMBENT_RUNS
 
 
-class SimulatedBench:
-    """Runs take no time and give noise around a value; `spoil` says which runs the machine spoils."""
-
-    def __init__(self, spoil=lambda name: False):
-        self.settings = {"preset": to_dict(load("offline")), "minutes": 5.0}
-        self.preflight_seconds, self.sandbox, self.spoil = 1.0, "none", spoil
-        self.random, self.names = random.Random(0), []
-
-    def preflight(self, source: str) -> str:
-        return ""
-
-    def run(self, name: str, source: str, seed: int) -> Measured:
-        self.names.append(name)
-        if self.spoil(name):
-            return Measured("invalid", None, 0.1, 5.0, "the machine slept for 60 s")
-        return Measured("ok", 1.0 + self.random.gauss(0, 0.003), 0.1, 5.0, "")
-
-
 @pytest.fixture
 def night(tmp_path):
-    def begin(**options) -> agent_loop.Night:
-        user = tmp_path / "repo"
-        user.mkdir()
-        (user / "train.py").write_text((ROOT / "train.py").read_text())
-        (user / ".gitignore").write_text("nights/\n")
-        git(user, "init", "--quiet", "-b", "main")
-        git(user, "add", "-A")
-        git(user, "-c", "user.name=u", "-c", "user.email=u@localhost", "commit", "--quiet", "-m", "start")
-        folder = user / "nights" / "n"
-        branch = Branch(user, folder / "worktree", "autoresearch/n")
-        branch.ensure("HEAD")
-        journal = Journal(folder)
-        journal.record("start", tag="n", commit=branch.head)
-        return agent_loop.Night(folder, branch, journal, SimulatedBench(**options), "full", Search())
-
-    return begin
+    return partial(begin, tmp_path)
 
 
 def resident_mb() -> float:
@@ -134,4 +97,4 @@ def test_a_baseline_that_was_killed_is_run_again_by_the_same_command(night):
 def test_the_users_branch_does_not_move(night, monkeypatch):
     n = night()
     n.go(3)
-    assert subprocess.check_output(["git", "rev-list", "--count", "main"], cwd=n.branch.repository).strip() == b"1"
+    assert git(n.branch.repository, "rev-list", "--count", "main") == "1"

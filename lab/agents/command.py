@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
+from lab import git
 from lab.agents import Briefing, NoProposal, Tried
 from lab.errors import UserError
 from lab.files import sha256
@@ -87,7 +88,7 @@ class Command:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=_environment(),
+                env=git.inherited(),
                 start_new_session=True,
             )
             try:
@@ -141,14 +142,9 @@ def _signal(process: subprocess.Popen, number: int) -> None:
 
 def _commit(scratch: Path) -> None:
     """Make the directory a repository with one commit: several coding tools refuse to work outside one."""
-    name = ("-c", "user.name=autoresearch", "-c", "user.email=autoresearch@localhost", "-c", "commit.gpgsign=false")
-    for arguments in (("init", "-q"), ("add", "-A"), ("commit", "-q", "--no-verify", "-m", "incumbent")):
-        subprocess.run(["git", *name, *arguments], cwd=scratch, env=_environment(), check=True, capture_output=True)
-
-
-def _environment() -> dict[str, str]:
-    """The user's environment without git's own variables, which would point into another repository."""
-    return {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    git.run(scratch, "init", "--quiet", "--template=")
+    git.git(scratch, "add", "-A")
+    git.git(scratch, "commit", "--quiet", "-m", "incumbent")
 
 
 def _digests(scratch: Path) -> dict[str, str]:

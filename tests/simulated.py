@@ -1,0 +1,50 @@
+"""A night in which only the training is simulated: real git, journal, agent and checks."""
+
+import random
+from pathlib import Path
+
+from checkout import git
+from conftest import ROOT
+
+import agent_loop
+from lab.agents.search import Search
+from lab.branch import Branch
+from lab.journal import Journal
+from lab.measure import Measured
+from lab.preset import load, to_dict
+
+
+class SimulatedBench:
+    """Runs take no time and give noise around a value; `spoil` says which runs the machine spoils."""
+
+    def __init__(self, spoil=lambda name: False):
+        self.settings = {"preset": to_dict(load("offline")), "minutes": 5.0}
+        self.preflight_seconds, self.sandbox, self.spoil = 1.0, "none", spoil
+        self.random, self.names = random.Random(0), []
+
+    def preflight(self, source: str) -> str:
+        return ""
+
+    def run(self, name: str, source: str, seed: int) -> Measured:
+        self.names.append(name)
+        if self.spoil(name):
+            return Measured("invalid", None, 0.1, 5.0, "the machine slept for 60 s")
+        return Measured("ok", 1.0 + self.random.gauss(0, 0.003), 0.1, 5.0, "")
+
+
+def begin(folder: Path, **options) -> agent_loop.Night:
+    """A night in a repository of its own that holds train.py."""
+    user = folder / "repo"
+    user.mkdir()
+    (user / "train.py").write_text((ROOT / "train.py").read_text())
+    (user / ".gitignore").write_text("nights/\n")
+    git(user, "init", "--quiet", "-b", "main")
+    git(user, "add", "-A")
+    git(user, "commit", "--quiet", "-m", "start")
+    night = user / "nights" / "n"
+    night.mkdir(parents=True)
+    branch = Branch(user, night / "worktree", "autoresearch/n")
+    branch.ensure(git(user, "rev-parse", "HEAD"))
+    journal = Journal(night)
+    journal.record("start", tag="n", commit=branch.head)
+    return agent_loop.Night(night, branch, journal, SimulatedBench(**options), "full", Search())
