@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from lab.errors import UserError
@@ -71,7 +72,8 @@ def run(folder: Path, *arguments: str, data: bytes = b"", env: Mapping[str, str]
         try:
             printed, told = process.communicate(data, SECONDS)
         except BaseException as error:
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(OSError):  # it has just ended
+                os.killpg(process.pid, signal.SIGKILL)
             if isinstance(error, subprocess.TimeoutExpired):
                 raise UserError(f"git took longer than {SECONDS:.0f} s in {folder}; run again") from None
             raise

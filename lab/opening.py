@@ -41,6 +41,12 @@ def held(folder: Path) -> Iterator[None]:
     repository(ROOT)
     inside(folder / "lock", ROOT)
     made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be made ({error.strerror}); clone the project to where you may write"
+        ) from None
     with lock(folder / "lock"):
         try:
             yield

@@ -14,6 +14,7 @@ from simulated import begin
 
 from lab.branch import check_tag
 from lab.errors import UserError
+from lab.git import run
 from lab.sandbox import available
 
 needs_sandbox = pytest.mark.skipif(available() == "none", reason="no sandbox on this machine (install bubblewrap)")
@@ -93,7 +94,7 @@ def test_gits_variables_name_a_foreign_folder_in_vain(checkout, tmp_path, name):
     theirs = repository(tmp_path / "theirs")
     inner = {"GIT_WORK_TREE": "", "GIT_INDEX_FILE": ".git/index", "GIT_OBJECT_DIRECTORY": ".git/objects"}
     before = sorted(path for path in theirs.rglob("*") if "objects" in path.parts)
-    for tag in ("n", "new"):
+    for tag in ("new", "n"):
         value = str(theirs / inner.get(name, ".git"))
         checkout.python(*RESUME, tag, "--minutes", "0.02", **{name: value})
         assert agrees(checkout, tag)
@@ -198,6 +199,23 @@ def test_a_commit_is_by_the_user_where_name_and_address_are_known(night, tmp_pat
     assert n.branch.source(commit) == "x = 1  # ±\n"
     told = git(n.branch.worktree, "show", "-s", "--format=%an <%ae>|%cn <%ce>|%B", commit)
     assert told == f"{author}|{author}|wider: ±"
+
+
+def test_a_git_that_hangs_is_ended_with_its_children_and_one_line(tmp_path, monkeypatch):
+    (tmp_path / "git").write_text("#!/bin/sh\nsleep 321 & sleep 321\n")
+    (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr("lab.git.SECONDS", 0.3)
+    with pytest.raises(UserError, match="took longer than"):
+        run(tmp_path, "status")
+    sleeping = subprocess.run(["pgrep", "-f", "^sleep 321$"], capture_output=True, text=True).stdout
+    assert sleeping == ""
+
+
+def test_without_git_one_line_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="git is not installed"):
+        run(tmp_path, "status")
 
 
 # ---- tags
@@ -453,6 +471,12 @@ def test_without_a_repository_of_its_own_a_night_is_refused_in_one_line(base, tm
     assert base.git("for-each-ref") == refs
     assert git(theirs, "status", "--porcelain") == status
     assert git(theirs, "for-each-ref", "--format=%(refname)") == "refs/heads/main"
+
+
+def test_a_checkout_in_which_no_folder_can_be_made_is_told_in_one_line(empty):
+    (empty.folder / "nights").write_text("mine")
+    assert "clone the project to where you may write" in refusal(empty.python(*RESUME, "new", check=False))
+    assert (empty.folder / "nights").read_text() == "mine"
 
 
 def test_a_repository_without_a_commit_is_refused_in_one_line(base, tmp_path):
