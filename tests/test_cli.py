@@ -271,6 +271,14 @@ def test_make_sample_takes_any_prompt(prompt):
 
 
 @needs_make
+@pytest.mark.parametrize("target", ["agent", "status", "report", "sample"])
+@pytest.mark.parametrize("tag", ["a b", "a; b", "..", "`date`"])
+def test_make_passes_a_tag_on_as_one_word(target, tag):
+    words = made(target, f"TAG={tag}")[-1]
+    assert words[-2:] == ["--tag", tag]
+
+
+@needs_make
 def test_make_clean_runs_lists_unless_told():
     assert made("clean-runs") == [["prepare.py", "clean", "--runs"]]
     assert made("clean-runs", "NAMES=runs/a runs/b") == [["prepare.py", "clean", "--runs", "runs/a", "runs/b"]]

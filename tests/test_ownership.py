@@ -15,6 +15,7 @@ from simulated import begin
 from lab.branch import check_tag
 from lab.errors import UserError
 from lab.git import run
+from lab.housekeeping import remove
 from lab.sandbox import available
 
 needs_sandbox = pytest.mark.skipif(available() == "none", reason="no sandbox on this machine (install bubblewrap)")
@@ -506,6 +507,28 @@ def test_another_checkout_does_not_remove_what_a_night_needs(base, tmp_path):
     assert f"(kept: for night n in {one.folder})" in told
     shutil.rmtree(one.folder)
     assert "removed 1," in two.python("prepare.py", "clean", "--all", **cache).stdout
+
+
+def test_prepared_data_older_than_the_record_of_its_users_goes_only_by_name(prepared, cache):
+    (cache / "current.json").unlink()
+    os.utime(prepared / "manifest.json", (0, 0))
+    assert f"removed 0, 0.0 MB; NAMES='prepared/{prepared.name}' removes" in remove((), everything=True)
+    assert remove((f"prepared/{prepared.name}",), everything=False).startswith("removed 1,")
+    assert not prepared.exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_night_with_damaged_settings_may_need_anything(prepared, cache, tmp_path, content):
+    (cache / "current.json").unlink()
+    night = tmp_path / "other" / "nights" / "n"
+    night.mkdir(parents=True)
+    (night / "settings.json").write_text(content)
+    (cache / "users" / "other.path").write_text(str(tmp_path / "other"))
+    assert remove((), everything=True).startswith("removed 0,")
+    with pytest.raises(UserError, match=r"its settings\.json is damaged"):
+        remove((f"prepared/{prepared.name}",), everything=False)
+    shutil.rmtree(tmp_path / "other")
+    assert remove((), everything=True).startswith("removed 1,")
 
 
 @needs_sandbox
