@@ -88,14 +88,14 @@ clean-cache: $(READY)  ## prepared data with sizes; NAMES='...' removes these, A
 clean-runs: $(READY)  ## checkpoints of runs and nights with sizes; NAMES='...' removes these, ALL=1 all that are not kept
 	@$(PY) prepare.py clean --runs $(NAMES) $(if $(ALL),--yes)
 
-test: $(READY)  ## the tests, about ten minutes (ARGS='tests/test_score.py -x')
+test: $(READY)  ## the tests, about ten minutes (ARGS='tests/scoring/test_score.py -x')
 	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 bench: $(READY)  ## what a step, data, scoring and a night cost here; benchmarks/out/bench.json (ARGS='step --rounds 9')
 	@$(PY) benchmarks/bench.py $(ARGS)
 
-lint: $(READY)  ## style and format, nothing is changed
-	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
+lint: $(READY)  ## style, format and the order of imports; nothing is changed
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(VENV)/bin/lint-imports --no-logo
 
 format: $(READY)
 	@$(PY) -m ruff check --fix . && $(PY) -m ruff format .

@@ -23,21 +23,22 @@ from typing import Any
 import click
 
 from lab.agents import Agent, Briefing, NoProposal, Tried
-from lab.agents.once import Once
-from lab.branch import TAG_RULE, Branch, check_tag
-from lab.crash import clean
-from lab.dashboard import dashboard, summary
+from lab.agents.choose import choose_agent
+from lab.agents.external import External
 from lab.errors import UserError
 from lab.files import register, write_atomic
-from lab.git import git
-from lab.history import Experiment
-from lab.journal import Journal, lock, read
-from lab.opening import choose_agent, held, next_time, night_settings, stay_awake, stopper, tonight
+from lab.interface.dashboard import dashboard, summary
+from lab.loop.branch import TAG_RULE, Branch, check_tag
+from lab.loop.git import git
+from lab.loop.history import Experiment
+from lab.loop.journal import Journal, lock, read
+from lab.loop.proposal import Proposal, check
+from lab.loop.session import held, next_time, night_settings, stay_awake, stopper, tonight
+from lab.loop.source import Rejected, fingerprint, nodes, read_source
 from lab.preset import from_dict
-from lab.proposal import Proposal, check
-from lab.run import ROOT, guarded
 from lab.show import MINUTES, NORMAL, QUIET, Finite, examples, silent, verbosity_options
-from lab.source import Rejected, fingerprint, nodes, read_source
+from lab.training.run import ROOT, guarded
+from lab.trial.crash import clean
 
 NIGHTS = ROOT / "nights"
 REDRAWS = 2  # after a proposal that failed its checks, before the sampler takes the slot
@@ -52,12 +53,12 @@ def say(line: str) -> None:
 
 @dataclass
 class Night:
-    """One tag: its journal, its branch, its bench, and the agent that proposes."""
+    """One tag: its journal, its branch, its runner, and the agent that proposes."""
 
     folder: Path
     branch: Branch
     journal: Journal
-    bench: Any
+    runner: Any
     rigor: str
     agent: Agent | None = None
     say: Callable[[str], None] = say
@@ -106,7 +107,7 @@ class Night:
                 check(proposal.source, base, state.tried.keys(), self.settings)
                 self.idea = f"{proposal.hypothesis} ({proposal.agent})"
                 self.say(f"experiment {len(state.experiments)}: {self.idea}; preflight")
-                if reason := self.bench.preflight(proposal.source):
+                if reason := self.runner.preflight(proposal.source):
                     raise Rejected(f"preflight: {reason}")
             except NoProposal as reason:
                 self.say(f"no proposal: {reason}")
@@ -135,7 +136,7 @@ class Night:
         commit = state.head()
         if state.incumbent:
             commit = self.branch.commit(source, f"experiment {number}: {proposal.hypothesis}")
-        elif reason := self.bench.preflight(source):
+        elif reason := self.runner.preflight(source):
             raise UserError(f"the baseline fails before it starts: {reason}")
         self.journal.record(
             "proposal",
@@ -158,9 +159,9 @@ class Night:
         kept = self.folder / "results" / f"{step.run}.json"
         if not kept.is_file():
             self.say(f"run {step.run}, seed {step.seed}: {trained.hypothesis}")
-            if not self.bench.preflight_seconds:
-                self.bench.preflight(self.branch.source(trained.commit))  # after a resume: how long a start takes
-            measured = self.bench.run(step.run, self.branch.source(trained.commit), step.seed)
+            if not self.runner.preflight_seconds:
+                self.runner.preflight(self.branch.source(trained.commit))  # after a resume: how long a start takes
+            measured = self.runner.run(step.run, self.branch.source(trained.commit), step.seed)
             self.spoiled = self.spoiled + 1 if measured.status == "invalid" else 0
             if self.spoiled == INVALID_RUNS:
                 self.spoiled, reason = 0, f"{INVALID_RUNS} runs in a row were spoiled: {measured.reason}"
@@ -198,7 +199,7 @@ class Night:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return from_dict(self.bench.settings["preset"]).settings()
+        return from_dict(self.runner.settings["preset"]).settings()
 
     def briefing(self, base: str, attempt: int, refused: str, refused_source: str) -> Briefing:
         state = self.journal.state
@@ -227,11 +228,11 @@ class Night:
         )
 
     def task(self) -> str:
-        from lab.machine import describe
+        from lab.machine.hardware import describe
 
-        preset, chip = from_dict(self.bench.settings["preset"]), describe()
+        preset, chip = from_dict(self.runner.settings["preset"]), describe()
         return (
-            f"Preset {preset.name}: context {preset.task.sequence_length} tokens, {self.bench.settings['minutes']:g} "
+            f"Preset {preset.name}: context {preset.task.sequence_length} tokens, {self.runner.settings['minutes']:g} "
             f"minutes of training on {chip['chip']} ({chip['backend']}, {chip['memory_gb']:.0f} GB)."
         )
 
@@ -253,8 +254,8 @@ def open_night(
     tag: str, *, preset: str | None, minutes: float | None, rigor: str, sandbox: str, verbosity: int = NORMAL
 ) -> Night:
     """The night of this tag, new or resumed. Raises UserError when nothing is prepared or the tag is in other use."""
-    from lab.measure import Bench
-    from lab.sandbox import available, self_test
+    from lab.trial.runner import Runner
+    from lab.trial.sandbox import available, self_test
 
     folder = NIGHTS / tag
     settings = night_settings(folder, preset, minutes, verbosity)
@@ -268,15 +269,15 @@ def open_night(
         settings["preset"]["batch"]["processes"] = 1
     tell, echo = (say if verbosity > level else silent for level in (QUIET, NORMAL))
     branch = Branch(ROOT, folder / "worktree", f"autoresearch/{tag}", say)
-    bench = Bench(folder, branch.worktree, settings, kind, say=tell, echo=echo)
-    bench.check_data()
+    runner = Runner(folder, branch.worktree, settings, kind, say=tell, echo=echo)
+    runner.check_data()
     register()
     branch.ensure(git(ROOT, "rev-parse", "HEAD"))
     journal = Journal(folder)
     if not journal.state.start:
         journal.record("start", tag=tag, commit=branch.head)
     keep_edit(branch, journal)
-    night = Night(folder, branch, journal, bench, rigor, say=tell)
+    night = Night(folder, branch, journal, runner, rigor, say=tell)
     for record in read(journal.path):
         if record["event"] == "proposal":
             night.edits[record["id"]] = record.get("edit") or {}
@@ -337,7 +338,7 @@ def tag_option(default: str) -> Callable:
 
 
 def shared_options(function: Callable) -> Callable:
-    from lab.sandbox import KINDS
+    from lab.trial.sandbox import KINDS
 
     for option in (
         click.option("--preset", help="Prepare and use this preset.  [default: what was prepared last]"),
@@ -396,7 +397,7 @@ def run(kind: str, model: str, cli: str, llm_share: float, max_experiments: int 
         stay_awake()
         night = open_night(tag, verbosity=verbosity, **options)
         night.agent, night.stop = agent, stopper(deadline, tell)
-        tell(f"night {tag}: agent {agent.name}, sandbox {night.bench.sandbox}, {night.task()}")
+        tell(f"night {tag}: agent {agent.name}, sandbox {night.runner.sandbox}, {night.task()}")
         try:
             with dashboard(night, deadline, verbosity):
                 ended = night.go(max_experiments)
@@ -424,7 +425,7 @@ def try_command(message: str, tag: str | None, **options: Any) -> None:
         base = night.branch.source(night.journal.state.head())
         if edited is None or edited == base:
             raise UserError(f"nothing is changed in {worktree}; edit that file, then try again")
-        night.agent = Once(edited, message, night.settings, worktree)
+        night.agent = External(edited, message, night.settings, worktree)
         night.go(1, final=False)
         done = night.journal.state.experiments[-1]
         print(f"{done.status}: {done.reason or done.hypothesis}")
@@ -455,8 +456,8 @@ def replay(tag: str | None, number: int, seed: int) -> None:
             raise UserError(f"{tag} has no experiment {number}; the last is {len(experiments) - 1}")
         chosen = experiments[number]
         source = night.branch.source(chosen.commit)
-        night.bench.preflight(source)
-        result = night.bench.run(f"replay-{number}-{seed}", source, seed)
+        night.runner.preflight(source)
+        result = night.runner.run(f"replay-{number}-{seed}", source, seed)
         known = ", ".join(f"{value:.6f}" for value in chosen.values) or "none"
         print(f"experiment {number}: {chosen.hypothesis}\nnow {result.val_bpb} ({result.status}); then {known}")
 
@@ -471,8 +472,8 @@ def replay(tag: str | None, number: int, seed: int) -> None:
 @click.option("--watch", is_flag=True, help="Serve it on 127.0.0.1 and write it anew every minute until Ctrl-C.")
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="For --watch; 0: any.")
 def report_command(tag: str | None, stories: bool, watch: bool, port: int) -> None:
-    from lab.report import sample_stories, serve, write_report
-    from lab.sandbox import available
+    from lab.interface.report import sample_stories, serve, write_report
+    from lab.trial.sandbox import available
 
     folder = NIGHTS / existing(tag)
     if watch:

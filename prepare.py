@@ -21,9 +21,9 @@ from typing import Any
 import click
 
 from lab.errors import UserError
-from lab.run import DEFAULT_PRESET, current_path, execute, guarded, recorded, settings
-from lab.sandbox import KINDS
 from lab.show import QUIET, VERBOSE, Bars, Finite, examples, silent, verbosity_options
+from lab.training.run import DEFAULT_PRESET, current_path, execute, guarded, recorded, settings
+from lab.trial.sandbox import KINDS
 
 PROMPT = "Once upon a time"
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -77,10 +77,12 @@ def prepare(
     verbosity: int,
 ) -> None:
     """Prepare, say what there is, and make it what train.py trains on, fitted to this machine. Raises UserError."""
-    from lab import machine, preset, shards
-    from lab.corpus import open_corpus
+    from lab import preset
+    from lab.data import shards
+    from lab.data.corpus import open_corpus
     from lab.files import write_atomic
-    from lab.fit import fitted
+    from lab.machine import hardware
+    from lab.machine.fit import fitted
 
     if val_files and not files:
         raise UserError("--val-files (VAL_FILES=) needs --files (FILES=)")
@@ -88,7 +90,7 @@ def prepare(
     record = recorded() if fit and not named else None
     last = preset.from_dict(record["preset"]) if record else None
     preset_name = preset_name or (last.name if last else DEFAULT_PRESET)
-    chosen, tier = preset.adapt(preset.load(preset_name), machine.hardware())
+    chosen, tier = preset.adapt(preset.load(preset_name), hardware.hardware())
     if last:
         chosen = replace(chosen, data=last.data)
         vocab, seq = last.tokenizer.vocab_size, last.task.sequence_length
@@ -136,8 +138,8 @@ def _expand(pattern: str | None) -> tuple[str, ...]:
 @click.option("--sandbox", type=click.Choice(["auto", *KINDS]), default="auto", show_default=True, help="Of the model.")
 @click.option("--batches", type=click.IntRange(min=1), help="Only see whether this many batches would work.")
 def score_command(run_dir: Path, sandbox: str, batches: int | None) -> None:
-    from lab.sandbox import available
-    from lab.score import score_run
+    from lab.scoring.score import score_run
+    from lab.trial.sandbox import available
 
     score = score_run(run_dir.resolve(), available() if sandbox == "auto" else sandbox, batches)
     if score["status"] == "tried":
@@ -181,7 +183,7 @@ def score_command(run_dir: Path, sandbox: str, batches: int | None) -> None:
 def sample_command(
     run_dirs: tuple[Path, ...], tag: str | None, count: int, chat: bool, folder: Path | None, **options: Any
 ) -> None:
-    from lab.sample import best_run, last_run
+    from lab.interface.sample import best_run, last_run
 
     runs = [best_run(tag)] if tag else []
     runs = [*runs, *run_dirs] or [last_run()]
@@ -200,7 +202,7 @@ def sample(runs: list[Path], count: int, *, seed: int, **options: Any) -> None:
     """Write `count` texts by one run, or by two for comparison. Raises UserError."""
     from rich.console import Console
 
-    from lab.sample import compare, confinement, opened
+    from lab.interface.sample import compare, confinement, opened
 
     with ExitStack() as stack:
         models = [stack.enter_context(opened(run, confinement(run))) for run in runs]
@@ -214,15 +216,15 @@ def sample(runs: list[Path], count: int, *, seed: int, **options: Any) -> None:
 
 
 def chat_with(run: Path, *, prompt: str | None, **options: Any) -> None:
-    from lab.chat import Chat
-    from lab.sample import confinement, opened
+    from lab.interface.chat import Chat
+    from lab.interface.sample import confinement, opened
 
     with opened(run, confinement(run)) as model:
         Chat(model, **options).talk(prompt)
 
 
 def export_run(run: Path, folder: Path) -> None:
-    from lab.export import export
+    from lab.interface.export import export
 
     export(run, folder)
     print(f"{folder}: model.safetensors, tokenizer.json, config.json, train.py; its README.md says how to load them")
@@ -238,7 +240,7 @@ def export_run(run: Path, folder: Path) -> None:
 def doctor_command(as_json: bool) -> None:
     from rich.console import Console
 
-    from lab import doctor
+    from lab.interface import doctor
 
     doctor.end_at_interrupt()
     console, findings = Console(), []
@@ -263,7 +265,7 @@ def doctor_command(as_json: bool) -> None:
     "--runs", "of_runs", is_flag=True, help="Of runs/ and nights: checkpoints. What a run wrote about itself stays."
 )
 def clean_command(names: tuple[str, ...], everything: bool, of_runs: bool) -> None:
-    from lab import housekeeping
+    from lab.interface import housekeeping
 
     for entry in housekeeping.runs() if of_runs else housekeeping.listing():
         print(entry)

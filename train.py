@@ -13,11 +13,10 @@ from functools import partial
 from itertools import islice
 
 import numpy as np
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from lab.backend import mx, nn
-from lab.kernels import attention, linear_cross_entropy, softcap
-from lab.parallel import average, in_shares
+from lab.machine.backend import mx, nn, tree_flatten, tree_map, tree_unflatten
+from lab.training.kernels import attention, linear_cross_entropy, softcap
+from lab.training.parallel import average, in_shares
 from prepare import SETTINGS, execute
 
 # ---------------------------------------------------------------------------------------------------------------------

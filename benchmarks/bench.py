@@ -77,7 +77,7 @@ HAS_BFLOAT16 = (
 
 
 def step(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    from lab.machine import describe
+    from lab.machine.hardware import describe
 
     facts = describe()
     kinds = {"ours": sys.executable, "ours-2": sys.executable, "plain": sys.executable}
@@ -110,7 +110,7 @@ def step(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def _step_report(seconds: dict, parts: dict, memory: dict, flops_per_token: float) -> dict[str, Any]:
-    from lab.machine import matmul_peak
+    from lab.machine.hardware import matmul_peak
 
     tokens, one = PRESET["tokens_per_step"], median(seconds["ours"])
     ours = min((kind for kind in seconds if kind.startswith("ours")), key=lambda kind: median(seconds[kind]))
@@ -136,10 +136,10 @@ GROWTH = {"depth": (2, 4, 6, 8, 12), "vocab": (256, 1024, 2048, 4096, 8192), "se
 
 
 def cost(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    from lab import machine
+    from lab.machine import hardware
     from lab.preset import adapt, load
 
-    preset, _ = adapt(load("tinystories"), machine.hardware())
+    preset, _ = adapt(load("tinystories"), hardware.hardware())
     start = preset.settings() | {"vocab": preset.tokenizer.vocab_size}
     found = {}
     for key, values in GROWTH.items():
@@ -156,7 +156,7 @@ def cost(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def stories(folder: Path) -> Path:
     """A text file of STORIES built-in stories."""
-    from lab.stories import story
+    from lab.data.stories import story
 
     path = folder / "stories.txt"
     path.write_text("\n<|endoftext|>\n".join(story(0, i) for i in range(STORIES)), encoding="utf-8")
@@ -184,8 +184,8 @@ def prepare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def loader(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    from lab.batches import Batches
-    from lab.shards import open_prepared
+    from lab.data.batches import Batches
+    from lab.data.shards import open_prepared
 
     env = _prepared(folder)
     record = json.loads((Path(env["AUTORESEARCH_CACHE"]) / "current.json").read_text(encoding="utf-8"))

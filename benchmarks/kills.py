@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from checkout import MINUTES, Checkout  # noqa: E402
 
-from lab.journal import read  # noqa: E402
+from lab.loop.journal import read  # noqa: E402
 
 MARKS = {"loop": "agent_loop.py run", "child": "train.py --run-dir", "scorer": "prepare.py score"}  # in command lines
 

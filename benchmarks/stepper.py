@@ -4,7 +4,7 @@
 
 For every line `N` on standard input it takes N steps, for `N PART` that part of N steps, and prints their `seconds`
 and the `peak_memory_mb` of its processes so far as JSON. `ours-2` is two processes that train as one. `plain` is
-train.py as it was before lab/kernels.py: MLX's own operations, glibc and BLAS threads as they are by default.
+train.py as it was before lab/training/kernels.py: MLX's own operations, glibc and BLAS threads as they are by default.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lab import parallel  # noqa: E402
+from lab.training import parallel  # noqa: E402
 
 ORDERS = "AUTORESEARCH_STEPPER_ORDERS"  # a pipe through which rank 0 passes on what it is asked
 
@@ -75,7 +75,7 @@ def _experiment(settings: dict):
         file.flush()
         os.environ["AUTORESEARCH_SETTINGS"] = file.name
         import train
-    from lab.backend import mx
+    from lab.machine.backend import mx
 
     return train, mx
 
@@ -85,7 +85,7 @@ def plain(settings: dict):
     experiment, mx = _experiment(settings)
     if sys.platform == "linux":
         mallopt = ctypes.CDLL(None).mallopt
-        for option, value in ((-4, 65536), (-1, 128 << 10), (-2, 0)):  # glibc's defaults, see lab/backend.py
+        for option, value in ((-4, 65536), (-1, 128 << 10), (-2, 0)):  # glibc's defaults, see lab/machine/backend.py
             mallopt(option, value)
 
     def loss_function(model, inputs, targets):

@@ -1,4 +1,4 @@
-"""The scaling rule of lab/fit.py: real trainings of many sizes, the rule fitted to them, and a plot.
+"""The scaling rule of lab/machine/fit.py: real trainings of many sizes, the rule fitted to them, and a plot.
 
     python prepare.py --preset tinystories --no-fit [--files ...]
     python benchmarks/sweep.py [--jobs 2]        an hour on two cores; goes on where it was interrupted
@@ -6,7 +6,7 @@
 Every run is train.py for a number of steps, which do not double, so its result does not depend on how busy the machine
 is. After a change of train.py remove docs/scaling.csv first: runs of unlike code make no rule. Runs go to
 docs/scaling.csv as they end; the rule is fitted to those with the tier's batch and rate, printed as constants for
-lab/fit.py, and drawn in docs/scaling.png.
+lab/machine/fit.py, and drawn in docs/scaling.png.
 """
 
 import argparse
@@ -27,8 +27,8 @@ sys.path.insert(0, str(ROOT))
 
 from lab.errors import UserError  # noqa: E402
 from lab.files import append_line  # noqa: E402
-from lab.fit import block_parameters, predicted_bpb  # noqa: E402
-from lab.run import recorded  # noqa: E402
+from lab.machine.fit import block_parameters, predicted_bpb  # noqa: E402
+from lab.training.run import recorded  # noqa: E402
 
 TABLE, PLOT = ROOT / "docs" / "scaling.csv", ROOT / "docs" / "scaling.png"
 SIZES = ((2, 64), (4, 64), (2, 128), (4, 128), (6, 128), (2, 192), (4, 192), (2, 256))  # depth, width
@@ -77,7 +77,7 @@ def train(run: dict, record: dict, core: int | None) -> None:
 
 
 def rule(rows: list[dict]) -> tuple[dict[str, float], float]:
-    """Constants of lab.fit.predicted_bpb by least squares, and the root mean square of what is left, in bpb.
+    """Constants of lab.machine.fit.predicted_bpb by least squares, and the root mean square of what is left, in bpb.
 
     FLOOR, ALPHA and BETA by grid, A and B in closed form, neither below 0."""
     sizes = np.array([block_parameters(row["depth"], row["width"]) for row in rows])
@@ -108,7 +108,7 @@ def draw(rows: list[dict]) -> None:
         tokens, colour = np.geomspace(mine[0][0], mine[-1][0]), f"C{number}"
         axes.plot(*zip(*mine, strict=True), "o", color=colour, label=f"depth {size[0]:.0f}, width {size[1]:.0f}")
         axes.plot(tokens, [predicted_bpb(block_parameters(*size), n) for n in tokens], color=colour, linewidth=1)
-    axes.set(xscale="log", xlabel="training tokens", ylabel="val_bpb (lines: the rule of lab/fit.py)")
+    axes.set(xscale="log", xlabel="training tokens", ylabel="val_bpb (lines: the rule of lab/machine/fit.py)")
     axes.legend(frameon=False)
     figure.savefig(PLOT, dpi=110)
 

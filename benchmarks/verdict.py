@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from lab.errors import UserError  # noqa: E402
 from lab.files import write_atomic  # noqa: E402
-from lab.verdict import BASELINE_RUNS, PRIOR_SHARE, Noise, decide  # noqa: E402
+from lab.loop.verdict import BASELINE_RUNS, PRIOR_SHARE, Noise, decide  # noqa: E402
 
 BPB = 1.0  # true val_bpb of the baseline
 SEED_SD = 0.0089  # bpb, 30 seeds of one source on one GPU

@@ -1,7 +1,37 @@
-"""The fixed laboratory: everything that decides a result and that an experiment may not edit."""
+"""The fixed laboratory: everything that decides a result and that an experiment may not edit.
 
+Its rooms follow the flow: data, machine, training, scoring, trial, loop, agents, interface; see docs/ARCHITECTURE.md.
+"""
+
+import importlib
 import sys
-from types import TracebackType
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_loader
+from types import ModuleType, TracebackType
+
+# Old name -> new name of the modules that the train.py of an old run or export imports.
+MOVED = {
+    "lab.backend": "lab.machine.backend",
+    "lab.kernels": "lab.training.kernels",
+    "lab.parallel": "lab.training.parallel",
+}
+
+
+class _Moved(MetaPathFinder, Loader):
+    """Finds a module of MOVED under its old name: the same module object, not a second one."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        return spec_from_loader(name, self) if name in MOVED else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return importlib.import_module(MOVED[spec.name])
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = importlib.util.find_spec(MOVED[module.__spec__.name])
+
+
+sys.meta_path.append(_Moved())
 
 
 def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -11,4 +41,6 @@ def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackT
         sys.__excepthook__(kind, error, trace)
 
 
-sys.excepthook = _uncaught  # for a Ctrl-C in the second that the imports take: lab.run.guarded comes after them
+sys.excepthook = (
+    _uncaught  # for a Ctrl-C in the second that the imports take: lab.training.run.guarded comes after them
+)

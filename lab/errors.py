@@ -5,3 +5,11 @@ INTERRUPTED = 130  # exit status after Ctrl-C, as shells give it
 
 class UserError(Exception):
     """An expected failure: one line that says what was wrong and what to do. Printed without a traceback."""
+
+
+def one_line(text: str | BaseException, limit: int = 200) -> str:
+    """A text, or an exception's message, as one printable line of at most `limit` characters."""
+    whole = str(text) or (type(text).__name__ if isinstance(text, BaseException) else "")
+    plain = whole[: 4 * limit].encode("utf-8", "replace").decode()
+    plain = " ".join("".join(c if c.isprintable() else " " for c in plain).split())
+    return plain if len(plain) <= limit else plain[: limit - 1].rstrip() + "…"

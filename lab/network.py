@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
-from lab.errors import UserError
-from lab.source import one_line
+from lab.errors import UserError, one_line
 
 PROXIES = re.compile(r"(http|https|all|no)_proxy", re.IGNORECASE)
 CERTIFICATES = re.compile(r"SSL_CERT_FILE|SSL_CERT_DIR|SSLKEYLOGFILE")

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from lab.errors import UserError
+from lab.files import ROOT
 
-FOLDER = Path(__file__).resolve().parent.parent / "presets"
+FOLDER = ROOT / "presets"
 BYTES_VOCAB = 256  # this vocabulary means pure bytes: 256 byte tokens plus the special ones, nothing trained
 DTYPES = ("float32", "bfloat16", "float16")
 READ = ("model", "batch", "optimizer")  # the sections that train.py reads as SETTINGS
@@ -62,7 +63,7 @@ class Model:
 class Batch:
     tokens_per_step: int  # tokens per optimizer step
     rows: int  # sequences per forward and backward pass; the rest of a step is accumulated
-    processes: int = 1  # that train as one on this machine; each takes its share of a step (lab/parallel.py)
+    processes: int = 1  # that train as one on this machine; each takes its share of a step (lab/training/parallel.py)
     doubling: float = 1.0  # share of the time budget after which a step takes twice the tokens; 1 means never
 
 

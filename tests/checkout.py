@@ -10,7 +10,7 @@ from pathlib import Path
 
 from conftest import ROOT, documents, environment, write_jsonl
 
-from lab.journal import Journal
+from lab.loop.journal import Journal
 
 MINUTES = "0.02"
 GIT = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}  # whoever runs the tests has settings of their own

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import stories
+from lab.data import stories
 
 # Two BLAS threads on a core that another test keeps busy wait for each other: ten times slower than one.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"

@@ -1,8 +1,8 @@
 """A small train.py with the real one's contract, and nights in which its experiments are judged without training."""
 
 from lab.agents import Briefing, Tried
-from lab.proposal import Proposal
-from lab.source import constants, fingerprint
+from lab.loop.proposal import Proposal
+from lab.loop.source import constants, fingerprint
 
 SETTINGS = {
     "depth": 4, "width": 256, "head_dim": 64, "window": "L", "softcap": 15.0, "dtype": "float32",

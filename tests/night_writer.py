@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from lab.files import write_atomic
-from lab.journal import Journal, lock
+from lab.loop.journal import Journal, lock
 
 
 def train(folder: Path, name: str) -> dict:

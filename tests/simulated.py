@@ -8,10 +8,10 @@ from conftest import ROOT
 
 import agent_loop
 from lab.agents.search import Search
-from lab.branch import Branch
-from lab.journal import Journal
-from lab.measure import Measured
+from lab.loop.branch import Branch
+from lab.loop.journal import Journal
 from lab.preset import load, to_dict
+from lab.trial.runner import Measured
 
 
 class SimulatedBench:

@@ -8,11 +8,11 @@ import pytest
 from checkout import Checkout
 from conftest import refusal
 
-from lab.clock import Clock
 from lab.errors import UserError
-from lab.run import guarded
-from lab.sample import choose
+from lab.interface.sample import choose
 from lab.show import MINUTES
+from lab.training.clock import Clock
+from lab.training.run import guarded
 
 RUN = ("agent_loop.py", "run", "--agent", "search", "--max-experiments", 0, "--tag")
 

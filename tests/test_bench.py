@@ -10,7 +10,7 @@ from conftest import ROOT
 
 from benchmarks import bench as bench_module
 from benchmarks import sweep
-from lab.fit import block_parameters
+from lab.machine.fit import block_parameters
 
 
 def bench(*arguments: object) -> subprocess.CompletedProcess:

@@ -19,9 +19,10 @@ from conftest import ROOT, documents, environment, write_jsonl
 
 import agent_loop
 import prepare
-from lab import preset, run
-from lab.condition import Condition
-from lab.history import FIELDS
+from lab import preset
+from lab.loop.history import FIELDS
+from lab.machine.condition import Condition
+from lab.training import run
 
 PAGES = [ROOT / "README.md", ROOT / "program.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = {page: page.read_text() for page in PAGES}

@@ -8,7 +8,7 @@ import pytest
 from checkout import Checkout, run_loop
 from conftest import refusal
 
-from lab.sandbox import available
+from lab.trial.sandbox import available
 
 pytestmark = pytest.mark.skipif(available() == "none", reason="no sandbox on this machine (install bubblewrap)")
 TRY = ("agent_loop.py", "try", "--tag", "edits", "--rigor", "none", "-m", "lower")

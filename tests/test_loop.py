@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from checkout import MINUTES, Checkout, attempt, run_loop
 
-from lab.journal import HEADER, lock, read
-from lab.sandbox import available
+from lab.loop.journal import HEADER, lock, read
+from lab.trial.sandbox import available
 
 pytestmark = pytest.mark.skipif(available() == "none", reason="no sandbox on this machine (install bubblewrap)")
 

@@ -11,9 +11,9 @@ from simulated import begin
 import agent_loop
 from lab.agents import BYTES_PER_TOKEN
 from lab.errors import UserError
-from lab.measure import Measured
+from lab.loop.verdict import FLOOR, INCUMBENT_RUNS
 from lab.show import silent
-from lab.verdict import FLOOR, INCUMBENT_RUNS
+from lab.trial.runner import Measured
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_an_experiment_whose_runs_are_always_spoiled_is_given_up_and_the_night_g
 @pytest.mark.parametrize("final", [True, False])
 def test_a_night_that_ends_soon_measures_the_incumbent_only_as_far_as_that_pays(night, final):
     n, values = night(), {"e0000": [1.0, 1.001] * 7, "e0001": [0.998] * 3}  # better, and within the noise
-    n.bench.run = lambda name, *_: Measured("ok", values[name[:5]].pop(0), 0.1, 5.0, "")
+    n.runner.run = lambda name, *_: Measured("ok", values[name[:5]].pop(0), 0.1, 5.0, "")
     n.go(1, final)
     assert n.journal.state.experiments[0].runs == (FLOOR if final else INCUMBENT_RUNS)
 
@@ -68,7 +68,7 @@ def test_a_run_spoiled_once_is_run_again(night):
     n = night(spoil=lambda name: name == "e0001-r1")
     assert n.go(1) == "done"
     assert n.journal.state.experiments[1].status in ("keep", "discard")
-    assert n.bench.names.count("e0001-r1") == n.bench.names.count("e0001-r2") == 1
+    assert n.runner.names.count("e0001-r1") == n.runner.names.count("e0001-r2") == 1
 
 
 def test_a_baseline_that_the_machine_spoils_three_times_is_told_to_the_user(night):
@@ -78,12 +78,12 @@ def test_a_baseline_that_the_machine_spoils_three_times_is_told_to_the_user(nigh
 
 def test_a_baseline_that_was_killed_is_run_again_by_the_same_command(night):
     n = night()
-    healthy = n.bench.run
-    n.bench.run = lambda *_: Measured("crash", None, 0.1, 0.1, "killed: ended from outside")
+    healthy = n.runner.run
+    n.runner.run = lambda *_: Measured("crash", None, 0.1, 0.1, "killed: ended from outside")
     with pytest.raises(UserError, match="the same command tries it again"):
         n.go(1)
     assert "no experiment is finished" in agent_loop.summary(n)
-    n.bench.run = healthy
+    n.runner.run = healthy
     assert n.go(1) == "done"
     state = n.journal.state
     assert [e.hypothesis for e in state.experiments[:2]] == ["baseline", "baseline"]

@@ -19,7 +19,7 @@ from terminal import Terminal, needs_tmux
 
 import agent_loop
 import prepare
-from lab.sandbox import available
+from lab.trial.sandbox import available
 
 needs_sandbox = pytest.mark.skipif(available() == "none", reason="no sandbox on this machine (install bubblewrap)")
 

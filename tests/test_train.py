@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
 
-from lab import kernels, preset
-from lab import run as lab_run
-from lab.backend import mx, nn
-from lab.crash import summary
-from lab.model_server import load_experiment
+from lab import preset
+from lab.machine.backend import mx, nn
+from lab.scoring.model_server import load_experiment
+from lab.training import kernels
+from lab.training import run as lab_run
+from lab.trial.crash import summary
 
 ROOT = Path(__file__).parent.parent
 
@@ -336,7 +337,7 @@ def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     env = os.environ | {"AUTORESEARCH_CACHE": str(folder / "cache")}
     env.pop("AUTORESEARCH_SETTINGS", None)
-    from lab.stories import stories
+    from lab.data.stories import stories
 
     (folder / "text.jsonl").write_text(
         "".join(json.dumps({"text": t}) + "\n" for t, _ in zip(stories(5), range(900), strict=False))

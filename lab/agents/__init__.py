@@ -12,9 +12,10 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from lab import space
-from lab.proposal import Proposal, in_words
-from lab.source import Constant, constants, one_line
+from lab.errors import one_line
+from lab.loop import space
+from lab.loop.proposal import Proposal, in_words
+from lab.loop.source import Constant, constants
 
 BYTES_PER_TOKEN = 2.5  # code and figures give 3 to 4 with current tokenizers: estimates err on the long side
 FAILED = ("crash", "rejected", "timeout")  # verdicts of runs that gave no number; "invalid" runs are repeated

@@ -13,18 +13,18 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from lab.proposal import Proposal, check, describe, in_words
-from lab.source import (
+from lab.errors import one_line
+from lab.loop.proposal import Proposal, check, describe, in_words
+from lab.loop.source import (
     Rejected,
     constants,
     is_definition,
-    one_line,
     parse,
     replace_definition,
     search_replace,
     set_constant,
 )
-from lab.space import coerce
+from lab.loop.space import coerce
 
 FORMS = ("menu", "definition", "replace")
 MAX_ANSWER = 200_000  # characters; more is a model that runs in circles

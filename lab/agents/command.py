@@ -19,12 +19,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from lab import git
 from lab.agents import Briefing, NoProposal, Tried
-from lab.errors import UserError
+from lab.errors import UserError, one_line
 from lab.files import sha256
-from lab.proposal import Proposal, check, describe, in_words
-from lab.source import Rejected, one_line, read_source
+from lab.loop import git
+from lab.loop.proposal import Proposal, check, describe, in_words
+from lab.loop.source import Rejected, read_source
 
 REPAIRS = 2  # times that a refused change goes back
 BRIEFING_TOKENS = 20_000

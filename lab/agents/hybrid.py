@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from lab.agents import Agent, Briefing, NoProposal, Tried
 from lab.errors import UserError
-from lab.proposal import Proposal
+from lab.loop.proposal import Proposal
 
 SHARE = 0.3  # of the proposals by the model
 

@@ -18,9 +18,9 @@ from lab.agents import BYTES_PER_TOKEN, Briefing, NoProposal, Tried
 from lab.agents.answers import FORMS, Menu, NoAnswer, parse_answer, schema
 from lab.agents.ollama_client import GRAMMAR, Model, Refused, Server, Unusable, full_name
 from lab.errors import UserError
-from lab.machine import describe
-from lab.proposal import REQUIRED, Proposal
-from lab.source import Rejected, definition, is_definition, parse
+from lab.loop.proposal import REQUIRED, Proposal
+from lab.loop.source import Rejected, definition, is_definition, parse
+from lab.machine.hardware import describe
 
 DRAWS = 4  # one, and three more with new seeds
 TEMPERATURE = 0.7

@@ -23,8 +23,7 @@ import httpx
 from lab import network
 from lab.agents import NoProposal
 from lab.agents.answers import MAX_ANSWER
-from lab.errors import UserError
-from lab.source import one_line
+from lab.errors import UserError, one_line
 
 with network.hidden("OLLAMA_HOST"):  # it makes a client as it is imported, and nonsense in one of them ends that
     import ollama

@@ -25,8 +25,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lab.agents import FAILED, Briefing, NoProposal, Tried
-from lab.proposal import Proposal, check, describe, in_words
-from lab.source import Rejected, set_constant
+from lab.loop.proposal import Proposal, check, describe, in_words
+from lab.loop.source import Rejected, set_constant
 
 CHOICE = "constant"  # the parameter that says which constant is changed; lower case, so never a constant's name
 PAIRS = 0.3  # share of proposals that change two constants; all do once no single change is left

@@ -1,0 +1,27 @@
+"""The agent of `agent_loop.py try`: a change that was made outside, by a person or another agent."""
+
+from pathlib import Path
+from typing import Any
+
+from lab.agents import Briefing, Tried
+from lab.errors import UserError
+from lab.loop.proposal import Proposal, describe
+
+
+class External:
+    """One proposal; when a check refuses it, the edit stays in the worktree to be mended."""
+
+    name = "external"
+
+    def __init__(self, source: str, message: str, settings: dict[str, Any], path: Path):
+        self.source, self.message, self.settings, self.path = source, message, settings, path
+
+    def propose(self, briefing: Briefing) -> Proposal:
+        if briefing.attempt:
+            self.path.write_text(self.source, encoding="utf-8")
+            raise UserError(f"refused: {briefing.refused}; mend {self.path} and try again")
+        edit = describe(self.source, briefing.source, self.settings)
+        return Proposal(self.source, self.message, self.name, edit)
+
+    def tell(self, proposal: Proposal, outcome: Tried) -> None:
+        pass

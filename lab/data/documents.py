@@ -1,0 +1,116 @@
+"""Documents in local files: parquet, JSON lines and plain text, streamed.
+
+Documents come in the order of the files and their rows; those that are null, empty or blank are skipped. Memory
+does not grow with a file: it holds one batch or one document. A text file is divided at SEPARATOR if it contains
+one, else at blank lines. Whatever is wrong with a file is one UserError that names it. Not covered: compressed
+text, other formats.
+"""
+
+import hashlib
+import io
+import json
+import mmap
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lab.errors import UserError, one_line
+
+SEPARATOR = "<|endoftext|>"  # between the documents of a text file; without it, blank lines
+CHUNK = 1 << 22  # characters of text read at once
+
+Row = tuple[str, str | None]  # where it is in the file, its text
+
+
+def digest(text: str) -> bytes:
+    """16 bytes by which documents are compared."""
+    return hashlib.sha256(text.encode()).digest()[:16]
+
+
+def read_documents(paths: Iterable[str], column: str) -> Iterator[str]:
+    """The documents of files in order. Raises UserError naming the file and what is wrong with it."""
+    for path in paths:
+        try:
+            for where, text in READERS[Path(path).suffix](path, column):  # noqa: B007
+                if text and not text.isspace():
+                    text.encode()  # refuses a lone surrogate, which JSON can write but UTF-8 cannot
+                    yield text
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not UTF-8 text ({error.reason}); convert it or leave it out") from None
+        except UnicodeEncodeError:
+            raise UserError(f"{path}, {where}: holds half a surrogate pair, which is no text; mend it") from None
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(
+                f"{path}: cannot be read ({one_line(error, 160)}); the file is damaged or cut short"
+            ) from None
+
+
+def _read_parquet(path: str, column: str) -> Iterator[tuple[str, str | None]]:
+    with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+        check_column(path, column, file.schema_arrow)
+        for batch in file.iter_batches(batch_size=256, columns=[column], use_threads=False):
+            yield from (("", text) for text in batch.column(0).to_pylist())
+
+
+def check_column(path: str, column: str, schema: pa.Schema) -> None:
+    if column not in schema.names:
+        raise UserError(f"{path}: no column {column!r}; set text_field to one of {', '.join(schema.names)}")
+    kind = schema.field(column).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+        raise UserError(f"{path}: column {column!r} holds {kind}, not text; set text_field to a text column")
+
+
+def _read_jsonl(path: str, column: str) -> Iterator[tuple[str, str | None]]:
+    with open(path, encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield f"line {number}", _json_text(f"{path}, line {number}", line, column)
+
+
+def _json_text(where: str, line: str, column: str) -> str | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        raise UserError(f"{where}: not JSON; each line must be one JSON object") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: not a JSON object; each line must be one")
+    if column not in row:
+        raise UserError(f"{where}: no field {column!r}; set text_field to one of {', '.join(row) or '(none)'}")
+    if not isinstance(row[column], str | None):
+        raise UserError(f"{where}: field {column!r} is not text; set text_field to a text field")
+    return row[column]
+
+
+def _read_txt(path: str, column: str) -> Iterator[tuple[str, str | None]]:
+    with open(path, "rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        separated = content.find(SEPARATOR.encode()) >= 0
+        if content.find(b"\0") >= 0:
+            raise UserError(f"{path}: a binary file, not text; leave it out")
+    with open(path, encoding="utf-8-sig") as file:
+        for text in _separated(file) if separated else _paragraphs(file):
+            yield "", text.strip()
+
+
+def _separated(file: io.TextIOBase) -> Iterator[str]:
+    rest = ""
+    while chunk := file.read(1 << 22):
+        *whole, rest = (rest + chunk).split(SEPARATOR)
+        yield from whole
+    yield rest
+
+
+def _paragraphs(file: io.TextIOBase) -> Iterator[str]:
+    lines: list[str] = []
+    for line in file:
+        if line.isspace():
+            yield "".join(lines)
+            lines.clear()
+        else:
+            lines.append(line)
+    yield "".join(lines)
+
+
+READERS = {".parquet": _read_parquet, ".jsonl": _read_jsonl, ".json": _read_jsonl, ".txt": _read_txt}

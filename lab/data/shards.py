@@ -1,0 +1,300 @@
+"""Prepared data: documents -> tokenizer.json, train-*.npy, val.npy and a manifest, in one folder of the cache.
+
+The folder is named by preset, vocabulary and a digest of all that determines its content. Each file is renamed into
+place when whole and its entry appended to shards.jsonl, so that an interrupted preparation goes on where it stopped;
+the manifest is written last: no manifest, no data. Shards are flat uint16 token arrays in which <|bos|> starts every
+document. They are encoded by one process per core, a few shards at a time, so memory does not grow with the text.
+
+The task fingerprint is the digest of the text that is scored, the context and the minutes, and of nothing else.
+"""
+
+import dataclasses
+import fcntl
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from lab.data.tokens import Tokenizer, train_tokenizer
+from lab.errors import UserError
+from lab.files import append_line, cache_root, register, sha256, write_atomic
+from lab.preset import Preset
+
+if TYPE_CHECKING:
+    from lab.data.corpus import Corpus
+
+FORMAT = 1  # raise it when the same text would give other shards
+SHARD_BYTES = 8 * 2**20  # UTF-8 bytes of text per shard
+SAMPLE_BYTES = 8_000_000  # of text that the tokenizer learns from
+ENCODE_DOCUMENTS = 512  # documents per call of the tokenizer library
+
+PARTS = ("train", "val", "tokenizer")  # of a manifest; an experiment opens train alone: it cannot read val
+
+Progress = Callable[[str, int, int], None]  # (what, bytes done, bytes in all)
+
+
+class Shard(NamedTuple):
+    """One file of tokens as the manifest lists it."""
+
+    name: str
+    documents: int
+    bytes: int  # of UTF-8 text
+    tokens: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A complete folder of prepared data."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.load(self.folder / "tokenizer.json")
+
+    @cached_property
+    def train(self) -> list[np.ndarray]:
+        """The training shards: flat uint16 memory maps."""
+        return [np.load(self.folder / s["name"], mmap_mode="r") for s in self.manifest["train"]]
+
+    @cached_property
+    def val(self) -> np.ndarray:
+        """(tokens,) uint16: the documents that are scored, end to end, each started by <|bos|>."""
+        return np.load(self.folder / self.manifest["val"]["name"])
+
+    def fingerprint(self, sequence_length: int, minutes: float, steps: int | None = None) -> str:
+        """The task: scored text, context and budget. Results of different tasks are never compared."""
+        task = [self.manifest["val_text_sha256"], sequence_length, float(minutes), steps]
+        return hashlib.sha256(json.dumps(task).encode()).hexdigest()[:12]
+
+    def damaged(self, parts: tuple[str, ...] = PARTS) -> list[str]:
+        """Names of files that are missing or whose content is not what the manifest says."""
+        listed = {part: self.manifest[part] for part in parts}
+        entries = [e for entry in listed.values() for e in (entry if isinstance(entry, list) else [entry])]
+        paths = [(entry["name"], self.folder / entry["name"], entry["sha256"]) for entry in entries]
+        return [name for name, path, digest in paths if not path.is_file() or sha256(path) != digest]
+
+
+def open_prepared(folder: Path, parts: tuple[str, ...] = PARTS) -> Prepared:
+    """The data in `folder`, these parts checked. Raises UserError when one is incomplete or damaged."""
+    if not (folder / "manifest.json").is_file():
+        raise UserError(f"nothing is prepared in {folder}; run `make prepare`")
+    prepared = Prepared(folder, _manifest(folder))
+    if damaged := prepared.damaged(parts):
+        raise UserError(f"damaged in {folder}: {', '.join(damaged)}; `make prepare` rebuilds it")
+    return prepared
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of `folder`. Raises UserError when it is damaged."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        listed = [*manifest["train"], manifest["val"], manifest["tokenizer"]]
+        if all({"name", "sha256"} <= entry.keys() for entry in listed) and "val_text_sha256" in manifest:
+            return manifest
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise UserError(f"damaged in {folder}: manifest.json; `make prepare` rebuilds it")
+
+
+def prepare(preset: Preset, corpus: "Corpus", progress: Progress) -> tuple[Prepared, list[str]]:
+    """Tokenizer and shards of `corpus` under the cache, and the names of the damaged files that were rebuilt.
+
+    Does nothing when they are complete and sound. Raises UserError when there is too little text."""
+    vocabulary = preset.tokenizer.vocab_size
+    decides = {"format": FORMAT, "text": corpus.identity, "vocab_size": vocabulary, "val": preset.data.val_bytes}
+    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
+    folder = cache_root() / "prepared" / f"{preset.name}-v{vocabulary}-{digest}"
+    folder.mkdir(parents=True, exist_ok=True)
+    register()
+    with _locked(folder):
+        rebuilt = []
+        if (folder / "manifest.json").exists():
+            try:
+                rebuilt = Prepared(folder, _manifest(folder)).damaged()
+            except UserError:
+                rebuilt = ["manifest.json"]
+            if not rebuilt:
+                return open_prepared(folder), []
+            (folder / "manifest.json").unlink()
+        for leftover in folder.glob(".*.tmp"):  # of a killed preparation
+            leftover.unlink()
+        _build(folder, preset, corpus, decides, progress)
+        return open_prepared(folder), rebuilt
+
+
+def _build(folder: Path, preset: Preset, corpus: "Corpus", decides: dict[str, Any], progress: Progress) -> None:
+    done = _finished_shards(folder)
+    tokenizer_path = folder / "tokenizer.json"
+    if done.pop("tokenizer.json", None) is None:
+        progress("learning the tokenizer", 0, 0)
+        tokenizer = train_tokenizer(_first_bytes(corpus.train(), SAMPLE_BYTES), preset.tokenizer.vocab_size)
+        write_atomic(tokenizer_path, tokenizer.to_json())
+        _record(folder, Shard("tokenizer.json", 0, 0, 0, sha256(tokenizer_path)))
+    tokenizer = Tokenizer.load(tokenizer_path)
+
+    val_texts = scored_documents(corpus.val(), preset.data.val_bytes)
+    val = write_shard(folder, "val.npy", val_texts, tokenizer)
+    total = 0 if preset.data.source == "files" else preset.data.train_bytes  # own files may hold less
+    train = list(_write_train(folder, corpus.train(), total, done, progress))
+    if not train:
+        raise UserError("the source has no training documents; name other files with FILES=")
+    manifest = {
+        "preset": preset.name,
+        "vocab_size": tokenizer.vocab_size,
+        "decides": decides,
+        "tokenizer": {"name": "tokenizer.json", "sha256": sha256(tokenizer_path)},
+        "val": val._asdict(),
+        "val_text_sha256": hashlib.sha256("\0".join(val_texts).encode()).hexdigest(),
+        "train": [shard._asdict() for shard in train],
+        "totals": {key: sum(getattr(shard, key) for shard in train) for key in ("documents", "bytes", "tokens")},
+        "versions": {"numpy": np.__version__, "tokenizers": _version("tokenizers")},
+    }
+    write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1))
+
+
+def scored_documents(documents: Iterable[str], limit: int) -> list[str]:
+    """The first whole documents that fit in `limit` UTF-8 bytes together; one that does not fit ends the list,
+    unless it is the first: then the search goes on. Raises UserError when none fits."""
+    chosen, total = [], 0
+    for text in documents:
+        size = len(text.encode())
+        if total + size <= limit:
+            chosen.append(text)
+            total += size
+        elif chosen:
+            break
+    if not chosen:
+        raise UserError(
+            f"no validation document fits in val_bytes = {limit}: the source holds too few or too long documents; "
+            "name others with VAL_FILES="
+        )
+    return chosen
+
+
+def write_shard(folder: Path, name: str, texts: list[str], tokenizer: Tokenizer) -> Shard:
+    """Encode `texts` into folder/name, rename it into place, and return its entry."""
+    starts = range(0, len(texts), ENCODE_DOCUMENTS)
+    tokens = np.concatenate([a for at in starts for a in tokenizer.encode(texts[at : at + ENCODE_DOCUMENTS])])
+    buffer = io.BytesIO()
+    np.save(buffer, tokens)
+    write_atomic(folder / name, buffer.getvalue())
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+    return Shard(name, len(texts), sum(len(text.encode()) for text in texts), len(tokens), digest)
+
+
+def _write_train(
+    folder: Path, documents: Iterator[str], total: int, done: dict[str, Shard], progress: Progress
+) -> Iterator[Shard]:
+    """Encode the groups of documents that are not yet done, one process per core, and yield entries in order."""
+    workers = os.cpu_count() or 1
+    read = 0
+    pending: deque[Shard | Future[Shard]] = deque()
+
+    def finished() -> Shard:
+        shard = pending.popleft()
+        if isinstance(shard, Future):
+            shard = shard.result()
+            _record(folder, shard)
+        return shard
+
+    with ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), _start_worker, (folder / "tokenizer.json",)
+    ) as pool:
+        for number, (texts, size) in enumerate(_groups(documents)):
+            name = f"train-{number:05d}.npy"
+            pending.append(done[name] if name in done else pool.submit(_work, folder, name, texts))
+            read += size
+            if len(pending) > workers + 1:
+                yield finished()
+            progress("tokenizing", read, total)
+        while pending:
+            yield finished()
+    progress("tokenizing", read, read)
+
+
+_worker_tokenizer: Tokenizer
+
+
+def _start_worker(tokenizer: Path) -> None:
+    global _worker_tokenizer
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core per process
+    _worker_tokenizer = Tokenizer.load(tokenizer)
+    parent = multiprocessing.parent_process()
+
+    def end_with_parent() -> None:  # a killed parent would leave its workers waiting for ever
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _work(folder: Path, name: str, texts: list[str]) -> Shard:
+    return write_shard(folder, name, texts, _worker_tokenizer)
+
+
+def _groups(documents: Iterator[str]) -> Iterator[tuple[list[str], int]]:
+    """Runs of documents of SHARD_BYTES together (the last document may go over), with their size in bytes."""
+    group, size = [], 0
+    for text in documents:
+        group.append(text)
+        size += len(text.encode())
+        if size >= SHARD_BYTES:
+            yield group, size
+            group, size = [], 0
+    if group:
+        yield group, size
+
+
+def _first_bytes(documents: Iterator[str], limit: int) -> Iterator[str]:
+    for text in documents:
+        if limit <= 0:
+            return
+        limit -= len(text.encode())
+        yield text
+
+
+def _record(folder: Path, shard: Shard) -> None:
+    append_line(folder / "shards.jsonl", json.dumps(shard._asdict()))
+
+
+def _finished_shards(folder: Path) -> dict[str, Shard]:
+    """Shards of an earlier, interrupted preparation that are whole. A torn line or a damaged file is done again."""
+    done: dict[str, Shard] = {}
+    path = folder / "shards.jsonl"
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            shard = Shard(**json.loads(line))
+        except (json.JSONDecodeError, TypeError):
+            continue
+        file = folder / shard.name
+        if file.is_file() and sha256(file) == shard.sha256:
+            done[shard.name] = shard
+    return done
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One preparation of a folder at a time; a second one waits."""
+    with open(folder / ".lock", "w", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import version
+
+    return version(package)

@@ -1,0 +1,130 @@
+"""The picture of a night: every experiment, the kept frontier and the names of what was kept."""
+
+import io
+import os
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lab.loop.history import Experiment, State
+
+PAPER = ("#ffffff", "#161618")  # light and dark, as in the template
+NAMES = 40  # of kept changes in the picture at most
+GAP = 0.004  # between a label and whatever else, as a share of the axes
+COLOURS = (  # on light and on dark paper
+    {"keep": "#1a7f37", "discard": "#8a8a8f", "crash": "#c0362c"},
+    {"keep": "#3fb950", "discard": "#9a9aa0", "crash": "#f47067"},
+)
+
+
+def picture(state: State, name: str, dark: bool = False, narrow: bool = False) -> bytes:
+    """PNG: every experiment's mean, one standard error, the kept frontier and its labels (not on a phone)."""
+    os.environ.pop("MPLBACKEND", None)  # a notebook's; matplotlib reads it when imported
+    import matplotlib.style
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    colours = COLOURS[dark]
+    with matplotlib.style.context("dark_background" if dark else "default", after_reset=True):  # no user's matplotlibrc
+        figure = Figure(figsize=(4.5, 4) if narrow else (11, 5), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        figure.set_facecolor(PAPER[dark])
+        axes.set_facecolor(PAPER[dark])
+        measured = [e for e in state.settled if e.values]
+        kept = [e for e in measured if e.status == "keep"]
+        sigma = state.noise.sigma if state.noise else 0.0
+        for status in ("discard", "keep"):
+            group = [e for e in measured if e.status == status]
+            axes.errorbar(
+                [e.id for e in group],
+                [e.mean for e in group],
+                [sigma / len(e.values) ** 0.5 for e in group],
+                fmt="o",
+                markersize=6 if status == "keep" else 4,
+                linewidth=0.8,
+                alpha=1.0 if status == "keep" else 0.6,
+                color=colours[status],
+                label={"keep": "kept", "discard": "discarded"}[status],
+            )
+        if kept:
+            low, high = _limits([e.mean for e in measured], kept, sigma)
+            last = max(e.id for e in state.settled)
+            axes.step([*(e.id for e in kept), last], [*(e.mean for e in kept), kept[-1].mean], where="post",
+                      color=colours["keep"], linewidth=1.5)  # fmt: skip
+            if crashed := [e.id for e in state.settled if e.status == "crash"]:
+                axes.plot(crashed, [high] * len(crashed), "x", color=colours["crash"], label="crashed", clip_on=False)
+            axes.set_ylim(low, high)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.legend(frameon=False, loc="upper right")
+        axes.set(xlabel="experiment", ylabel="val_bpb" if narrow else "val_bpb (mean of its runs ± standard error)")
+        axes.set_title(f"{name}: {len(state.tried_out)} experiments, {max(0, len(kept) - 1)} kept")
+        axes.spines[["top", "right"]].set_visible(False)
+        if not narrow:
+            _label(axes, measured, kept)
+        out = io.BytesIO()
+        figure.savefig(out, dpi=160 if narrow else 110)
+    return out.getvalue()
+
+
+class Box(NamedTuple):
+    """A part of the picture, as shares of the axes."""
+
+    left: float
+    right: float
+    low: float
+    high: float
+
+    def is_free(self, taken: np.ndarray) -> bool:
+        """Whether it is GAP away from each of these boxes (N, 4)."""
+        left, right, low, high = taken.T
+        across = (self.left < right + GAP) & (left < self.right + GAP)
+        return not (across & (self.low < high + GAP) & (low < self.high + GAP)).any()
+
+
+def _limits(means: list[float], kept: list[Experiment], sigma: float) -> tuple[float, float]:
+    """Of the y axis: the frontier and the usual failures; a few disasters may lie outside."""
+    best, base = min(e.mean for e in kept), kept[0].mean
+    usual = sorted(means)[int(0.9 * (len(means) - 1))]
+    room = max(base - best, 4 * sigma, 1e-3)
+    return best - 0.25 * room - sigma, max(base, min(usual, base + 2 * room)) + 0.35 * room + sigma
+
+
+def _label(axes: Any, measured: list[Experiment], kept: list[Experiment]) -> None:
+    """Names of the kept changes, the largest gains first, each left of and below its point, where a falling frontier
+    leaves room. None lies on a point, the frontier, another name or its line; one without room is left out."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+
+    def place(experiment: Experiment) -> tuple[float, float]:
+        """Of its point, as shares of the axes."""
+        return (experiment.id - left) / (right - left), (experiment.mean - low) / (high - low)
+
+    taken = [Box(x, x, y, y) for x, y in map(place, measured)]
+    for (x, y), (later, lower) in pairwise(map(place, kept)):
+        taken += [Box(x, later, y, y), Box(later, later, lower, y)]
+    axes.figure.draw_without_rendering()  # from now on the axes have their place
+    style = {"fontsize": 8, "parse_math": False}  # a dollar in a hypothesis is a dollar
+    for experiment in sorted(kept[1:], key=lambda e: e.delta or 0)[:NAMES]:
+        name = short(experiment.hypothesis, 44)
+        sample = axes.text(0, 0, name, **style)
+        size = sample.get_window_extent()
+        sample.remove()
+        wide, tall = size.width / axes.bbox.width, size.height / axes.bbox.height
+        x, y = place(experiment)
+        start, obstacles = max(0.01, x - wide), np.array(taken)
+        for foot in np.arange(y - 1.8 * tall, 0, -tall / 4):
+            box, leader = Box(start, start + wide, foot, foot + tall), Box(x, x, foot + tall, y - tall / 2)
+            if box.is_free(obstacles) and leader.is_free(obstacles):
+                break
+        else:
+            continue
+        taken += [box, leader]
+        line = {"arrowstyle": "-", "linewidth": 0.5, "color": "grey", "shrinkA": 0, "relpos": ((x - start) / wide, 1)}
+        point = (experiment.id, experiment.mean)
+        axes.annotate(name, point, (start, foot), textcoords="axes fraction", arrowprops=line, va="bottom", **style)
+
+
+def short(text: str, limit: int) -> str:
+    """`text` cut to `limit` characters, the last an ellipsis then."""
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"

@@ -1,0 +1,236 @@
+"""The state of a night, folded from its events: experiments, incumbent, noise, and what comes next. Pure.
+
+`FIELDS` is the schema of the events that lab.loop.journal stores. `State.check` refuses an event that does not follow,
+`State.apply` folds it in at a cost that does not grow with the night, `State.step` says what a loop, fresh or
+resumed, does next. No sources are kept and texts are cut, so that the state is a kilobyte an experiment.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+from math import isfinite
+from statistics import fmean
+from typing import Any, Literal
+
+from lab.loop.verdict import PRIOR_SHARE, Decision, Noise, Rigor, decide
+
+TEXT = 300  # characters of a hypothesis or reason kept in the state
+REFUSALS = 20  # last refused proposals kept in the state
+# Fields of each event beside n, time and event; more may be added. id: experiment. commit: 40 hex digits. source:
+# sha256 of train.py. fingerprint: of its normalised AST ("" if it does not parse). nodes: of its AST. status:
+# ok | crash | invalid. val_bpb: None unless ok. minutes: wall-clock. delta, sigma: bits per byte.
+FIELDS: dict[str, tuple[str, ...]] = {
+    "start": ("tag", "commit"),
+    "proposal": ("id", "agent", "hypothesis", "commit", "source", "fingerprint", "nodes"),
+    "refused": ("agent", "hypothesis", "fingerprint", "reason"),
+    "run": ("id", "who", "run", "seed", "status", "val_bpb", "memory_gb", "minutes", "reason"),
+    "verdict": ("id", "verdict", "who", "delta", "sigma", "near_miss", "reason"),
+    "kept": ("id",),
+    "discarded": ("id",),
+    "crashed": ("id", "reason"),
+    "note": ("text",),
+}
+CLOSING = {"kept": "keep", "discarded": "discard", "crashed": "crash"}
+
+
+@dataclass
+class Experiment:
+    id: int
+    agent: str
+    hypothesis: str
+    commit: str
+    fingerprint: str
+    nodes: int
+    baseline: bool = False  # proposed while there was no incumbent: the first, and again where it was killed
+    spoiled: bool = False  # its runs were spoiled by the machine; it counts as crashed
+    status: Literal["pending", "keep", "discard", "crash"] = "pending"
+    values: list[float] = field(default_factory=list)  # val_bpb of its valid runs, later replicates included
+    runs: int = 0  # valid or not
+    memory_gb: float = 0.0  # largest peak of its runs
+    minutes: float = 0.0  # all its runs together
+    delta: float | None = None  # the last verdict's, bits per byte
+    sigma: float | None = None
+    verdict: str = ""
+    near_miss: bool = False
+    reason: str = ""
+
+    @property
+    def mean(self) -> float:
+        return fmean(self.values)
+
+    @property
+    def unselected(self) -> list[float]:
+        """The runs that noise may be pooled from: a candidate's first decides whether there are others."""
+        return self.values if self.baseline else self.values[1:]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a loop, fresh or resumed, does next."""
+
+    action: Literal["propose", "run", "judge", "settle"]
+    id: int = 0  # the experiment at hand
+    who: Literal["candidate", "incumbent"] = "candidate"
+    run: str = ""  # name of the run, if action is "run"
+    seed: int = 0  # of the run: its number, so that runs of equal number share their seed
+    verdict: str = ""  # "keep", "discard" or "crash", if action is "settle"
+
+
+@dataclass
+class State:
+    """The fold of a journal. `apply` costs the same however long the journal is."""
+
+    n: int = 0
+    start: dict[str, Any] = field(default_factory=dict)  # the first "start" event
+    experiments: list[Experiment] = field(default_factory=list)  # index = id
+    incumbent: Experiment | None = None
+    pending: Experiment | None = None
+    noise: Noise | None = None  # from the baseline's first run on
+    tried: dict[str, int] = field(default_factory=dict)  # AST fingerprint -> experiment, -1 for refused
+    refusals: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=REFUSALS))
+    refused: int = 0
+    condition: dict[str, Any] | None = None  # lab.machine.condition.Condition at the end of the last run
+    remeasure: bool = True  # False once the incumbent crashed during the pending experiment
+    _next: Step = field(default_factory=lambda: Step("propose"))
+
+    @property
+    def settled(self) -> list[Experiment]:
+        """The experiments with a verdict."""
+        return [e for e in self.experiments if e.status != "pending"]
+
+    @property
+    def baseline(self) -> Experiment | None:
+        """What was kept first."""
+        return next((e for e in self.experiments if e.status == "keep"), None)
+
+    @property
+    def tried_out(self) -> list[Experiment]:
+        """The settled experiments without the baseline."""
+        return [e for e in self.settled if e is not self.baseline]
+
+    def counts(self) -> dict[str, int]:
+        """How many of `tried_out` ended in which way."""
+        ends = [e.status for e in self.tried_out]
+        return {status: ends.count(status) for status in CLOSING.values()}
+
+    def step(self) -> Step:
+        """What comes next; a "run" with its name and seed."""
+        if self._next.action != "run":
+            return self._next
+        ran = self.incumbent if self._next.who == "incumbent" else self.pending
+        number = ran.runs + 1
+        return Step("run", self.pending.id, self._next.who, f"e{ran.id:04d}-r{number}", number)
+
+    def head(self) -> str:
+        """The commit that the branch must be on: the candidate's, or the incumbent's once it is settled."""
+        if self.pending and self._next.verdict not in ("discard", "crash"):
+            return self.pending.commit
+        return self.incumbent.commit if self.incumbent else self.start["commit"]
+
+    def judge(self, rigor: Rigor = "full", to_come: int | None = None) -> Decision:
+        """The verdict on the pending experiment, once `step` says "judge"; `to_come` as in `decide`."""
+        known, values = self.incumbent, self.pending.values
+        simpler = known is not None and self.pending.nodes < known.nodes
+        return decide(known.values if known else [], values, self.noise, rigor, simpler, self.remeasure, to_come)
+
+    def check(self, event: str, fields: dict[str, Any]) -> None:
+        """Raise ValueError if the event does not follow from this state: a bug in the caller, or a damaged file."""
+        if event not in FIELDS:
+            raise ValueError(f"unknown event {event!r}")
+        if missing := [name for name in FIELDS[event] if name not in fields]:
+            raise ValueError(f"{event} lacks {', '.join(missing)}")
+        if not self.start and event != "start":
+            raise ValueError(f"{event} before start")
+        for key, value in self._expected(event).items():
+            if fields.get(key) != value:
+                raise ValueError(f"{event} with {key} {fields.get(key)!r}, but next is {self.step()}")
+        _check_values(event, fields)
+
+    def _expected(self, event: str) -> dict[str, Any]:
+        """What the event must say; ValueError if it is another's turn."""
+        now = self.step()
+        turn = {"proposal": "propose", "run": "run", "verdict": "judge"} | dict.fromkeys(CLOSING, "settle")
+        wrong = CLOSING.get(event, now.verdict) != now.verdict
+        if event in turn and (turn[event] != now.action or wrong):
+            raise ValueError(f"{event} does not follow: next is {now}")
+        if event == "proposal":
+            return {"id": len(self.experiments)}
+        if event == "run":
+            return {"id": now.id, "who": now.who, "run": now.run}
+        return {"id": now.id} if event in turn else {}
+
+    def apply(self, record: dict[str, Any]) -> None:
+        """Fold in one event that `check` let pass."""
+        self.n = record["n"]
+        event = "closed" if record["event"] in CLOSING else record["event"]
+        getattr(self, f"_{event}")(record)
+
+    def _start(self, record: dict[str, Any]) -> None:
+        self.start = self.start or record
+
+    def _note(self, record: dict[str, Any]) -> None:
+        pass
+
+    def _refused(self, record: dict[str, Any]) -> None:
+        self.refused += 1
+        short = {key: str(record[key])[:TEXT] for key in FIELDS["refused"]}
+        self.refusals.append({**short, "after": len(self.experiments) - 1})
+        if record["fingerprint"]:
+            self.tried.setdefault(record["fingerprint"], -1)
+
+    def _proposal(self, record: dict[str, Any]) -> None:
+        given = {key: record[key] for key in ("id", "agent", "commit", "fingerprint", "nodes")}
+        self.pending = Experiment(**given, hypothesis=record["hypothesis"][:TEXT], baseline=self.incumbent is None)
+        self.experiments.append(self.pending)
+        self.tried[record["fingerprint"]] = record["id"]
+        self.remeasure = True
+        self._next = Step("run", record["id"])
+
+    def _run(self, record: dict[str, Any]) -> None:
+        candidate = record["who"] == "candidate"
+        ran = self.pending if candidate else self.incumbent
+        ran.runs += 1
+        ran.minutes += record["minutes"]
+        ran.memory_gb = max(ran.memory_gb, record["memory_gb"])
+        self.condition = record.get("after") or self.condition
+        if record["status"] == "invalid":
+            return
+        self._next = Step("judge", self.pending.id)
+        if record["status"] == "ok":
+            self._value(ran, record["val_bpb"])
+        elif candidate:
+            self._next = Step("settle", ran.id, verdict="crash")
+            ran.reason, ran.spoiled = record["reason"][:TEXT], record.get("spoiled", False)
+        else:
+            self.remeasure = False
+
+    def _value(self, ran: Experiment, value: float) -> None:
+        self.noise = self.noise or Noise(PRIOR_SHARE * value)
+        if ran.values or ran.baseline:
+            self.noise = self.noise.joined(ran.unselected, value)
+        ran.values.append(value)
+
+    def _verdict(self, record: dict[str, Any]) -> None:
+        judged = self.pending
+        judged.delta, judged.sigma, judged.verdict = record["delta"], record["sigma"], record["verdict"]
+        judged.near_miss, judged.reason = record["near_miss"], record["reason"][:TEXT]
+        if record["verdict"] == "again":
+            self._next = Step("run", judged.id, record["who"])
+        else:
+            self._next = Step("settle", judged.id, verdict=record["verdict"])
+
+    def _closed(self, record: dict[str, Any]) -> None:
+        self.pending.status = CLOSING[record["event"]]
+        if record["event"] == "kept":
+            self.incumbent = self.pending
+        if self.pending.spoiled:
+            self.tried.pop(self.pending.fingerprint, None)  # it was not tried
+        self.pending, self._next = None, Step("propose")
+
+
+def _check_values(event: str, fields: dict[str, Any]) -> None:
+    if event == "run" and fields["status"] not in ("ok", "crash", "invalid"):
+        raise ValueError(f"run with status {fields['status']!r}")
+    if event == "run" and fields["status"] == "ok" and not isfinite(fields["val_bpb"]):
+        raise ValueError(f"run with val_bpb {fields['val_bpb']}")
+    if event == "verdict" and fields["verdict"] not in ("keep", "discard", "again"):
+        raise ValueError(f"verdict {fields['verdict']!r}")

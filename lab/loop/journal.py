@@ -1,0 +1,132 @@
+"""What happened in a night: journal.jsonl, append-only, one JSON object a line; everything else is folded from it.
+
+Every line has "n" (1, 2, 3 ... without gaps), "time" (ISO 8601, UTC) and "event"; lab.loop.history.FIELDS lists each
+event's other fields, and State there is the fold. An experiment's life, and what a kill -9 leaves at each point:
+
+    proposal   the commit exists; the branch moves to State.head() afterwards. Killed before: the commit is on no
+               branch, nothing was spent.
+    run        one training run and its score, valid or not. Its name (e0007-r2: experiment 7, second run) follows
+               from the journal alone. Killed before the line: if runs/<name>/result.json is whole, the loop records
+               that instead of running again; if not, it deletes the folder and runs. A name is recorded once.
+    verdict    written before git acts on it. "again" names who runs next.
+    kept, discarded, crashed
+               close the experiment, after the branch was left or reset (both idempotent: repeat them).
+
+So a resumed loop asks `State.step()` what comes next, makes the branch agree with `State.head()`, and goes on.
+"refused" is a proposal that failed its checks and never was an experiment; "start" opens a session of the loop;
+"note" is anything worth telling. Experiment 0 is the baseline; where it crashed, the next one is. A run with status
+"invalid" (the machine slept, throttled, swapped) is repeated under the next name; how often is the loop's business,
+which ends it with a crash that says "spoiled". A crash of the candidate settles it; a crash of the incumbent's
+replicate ends re-measuring it for this experiment.
+
+A line that a kill cut short was never acted on: readers ignore it and a writer removes it. Any other damage is an
+error, because `n` shows that something is missing. One writer at a time: hold `lock` around a Journal that records.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lab.errors import UserError
+from lab.files import append_line, write_atomic
+from lab.loop.history import Experiment, State
+
+HEADER = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
+
+
+class Journal:
+    """journal.jsonl of one tag, and its fold. `Journal(folder)` reads; only `record` writes."""
+
+    def __init__(self, folder: Path | str):
+        self.folder = Path(folder)
+        self.path = self.folder / "journal.jsonl"
+        self.state = State()
+        for record in read(self.path):
+            try:
+                self.state.check(record["event"], record)
+            except ValueError as error:
+                raise UserError(f"{self.path}: event {record['n']} does not fit: {error}") from error
+            self.state.apply(record)
+
+    def record(self, event: str, **fields: Any) -> dict[str, Any]:
+        """Append one event, synced to the disk, then fold it in."""
+        self.state.check(event, fields)
+        time = datetime.now(UTC).isoformat(timespec="seconds")
+        record = {"n": self.state.n + 1, "time": time, "event": event, **fields}
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _mend(self.path)
+        append_line(self.path, line)
+        self.state.apply(record)
+        return record
+
+    def write_results(self) -> None:
+        """results.tsv: upstream's five columns, one row per settled experiment, rebuilt whole."""
+        rows = [_row(e) for e in self.state.experiments if e.status != "pending"]
+        write_atomic(self.folder / "results.tsv", HEADER + "".join(rows))
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """The events in order, without a last line that was cut short. Raises UserError where one is missing."""
+    if not path.exists():
+        return
+    with open(path, "rb") as file:
+        for n, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            yield _parse(line, n, path)
+
+
+def _parse(line: bytes, n: int, path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+        if record["n"] == n and isinstance(record["event"], str):
+            return record
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"{path}: line {n} is not event {n}; restore the file, or start another tag")
+
+
+def _mend(path: Path) -> None:
+    """Cut off a last line without an end: whoever wrote it was killed before it counted."""
+    if not path.exists():
+        return
+    with open(path, "rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        tail = b""
+        while end and not tail.startswith(b"\n"):
+            end -= 1
+            file.seek(end)
+            tail = file.read(1)
+        file.truncate(end + tail.startswith(b"\n"))
+
+
+def _row(experiment: Experiment) -> str:
+    crashed = experiment.status == "crash"
+    value = 0.0 if crashed else experiment.mean
+    memory = 0.0 if crashed else experiment.memory_gb
+    description = " ".join(experiment.hypothesis.split())
+    return f"{experiment.commit[:7]}\t{value:.6f}\t{memory:.1f}\t{experiment.status}\t{description}\n"
+
+
+@contextmanager
+def lock(path: Path | str) -> Iterator[None]:
+    """Hold the lock file `path`; the kernel lets go of it however the holder dies. UserError if another has it."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.pread(descriptor, 32, 0).decode().strip() or "unknown"
+            raise UserError(f"{path} is held by process {pid}; wait for it, or stop it") from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,255 @@
+"""Reading and editing the experiment's source through its syntax tree.
+
+Covers: the constants block, edits in three forms (a constant set, a definition replaced whole, text replaced
+where it matches once), and the fingerprint by which a repeated experiment is known. Every function but `read_source`
+takes and returns text; all answer what is bad with `Rejected`, whose message is one short reason. Nothing is
+executed; whether an edit makes sense is not decided here (see proposal.check and space.broken).
+"""
+
+import ast
+import functools
+import hashlib
+import re
+import stat
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lab.errors import one_line
+
+MAX_BYTES = 200_000  # upstream's train.py has 26 kB; beyond this it is not an edit
+MAX_DEPTH = 90  # nesting of the syntax tree; far above real code, far below Python's recursion limit
+UPPER_CASE = re.compile(r"[A-Z][A-Z0-9_]*\Z")
+ENCODING = re.compile(r"[ \t\f]*#.*?coding[:=]")  # PEP 263: the file would mean something else
+
+
+class Rejected(Exception):
+    """A proposal that cannot be tried; the message is one short reason, for the agent and the journal."""
+
+
+@dataclass(frozen=True)
+class Constant:
+    name: str
+    value: Any  # the literal, or what SETTINGS.key resolves to
+    comment: str  # meaning and unit, as written beside it
+    line: int  # from 1
+
+
+@functools.lru_cache(maxsize=16)  # one proposal is looked at a dozen times
+def parse(source: str) -> ast.Module:
+    """The syntax tree of `source`, to be read only. Raises Rejected for what is not plain, reasonably sized Python."""
+    if len(source) > MAX_BYTES or len(source.encode("utf-8", "replace")) > MAX_BYTES:
+        raise Rejected(f"longer than {MAX_BYTES // 1000} kB")
+    if any(ENCODING.match(line) for line in source.split("\n", 2)[:2]):
+        raise Rejected("declares a source encoding; write plain UTF-8")
+    if "\r" in source:
+        raise Rejected("has carriage returns; end lines with a newline alone")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a doubtful escape is no reason to print
+            tree = ast.parse(source)
+    except SyntaxError as error:
+        raise Rejected(f"does not parse: {one_line(error.msg, 100)} (line {error.lineno})") from None
+    except (ValueError, RecursionError, MemoryError, OverflowError) as error:
+        raise Rejected(f"does not parse: {one_line(error, 100)}") from None
+    if _depth(tree) > MAX_DEPTH:
+        raise Rejected("nested too deeply")
+    return tree
+
+
+def read_source(path: Path, otherwise: str | None = None) -> str:
+    """A plain text file of reasonable size, without a byte order mark and carriage returns; `otherwise`, or Rejected,
+    for anything else."""
+    try:
+        status = path.lstat()
+        if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_BYTES:
+            return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+        problem = "is no plain file" if not stat.S_ISREG(status.st_mode) else "is too long"
+    except FileNotFoundError:
+        problem = "is gone"
+    except UnicodeDecodeError:
+        problem = "is not UTF-8"
+    if otherwise is None:
+        raise Rejected(f"{path.name} {problem}")
+    return otherwise
+
+
+def constants(source: str, settings: Mapping[str, Any]) -> dict[str, Constant]:
+    """Top-level `UPPER_CASE = value  # comment` where the value is a literal or `SETTINGS.key`, in file order."""
+    lines = source.split("\n")
+    return {
+        name: Constant(name, value, _comment(lines, node), node.lineno)
+        for name, (node, value) in _assigned(parse(source), settings).items()
+    }
+
+
+def set_constant(source: str, name: str, value: Any) -> str:
+    """`source` with one top-level constant set to a literal; only the value's text changes."""
+    matches = [node for node in parse(source).body if _target(node) == name]
+    if len(matches) != 1:
+        raise Rejected(f"there is {'no' if not matches else 'more than one'} top-level constant {name}")
+    try:
+        if ast.literal_eval(repr(value)) != value:
+            raise ValueError
+    except (ValueError, SyntaxError, TypeError):
+        raise Rejected(f"{name} cannot be {one_line(repr(value), 40)}") from None
+    node = matches[0].value
+    return _splice(source, node.lineno, node.col_offset, node.end_lineno, node.end_col_offset, repr(value))
+
+
+def replace_definition(source: str, name: str, new_code: str) -> str:
+    """`source` with one top-level function or class, decorators included, replaced by its new text."""
+    new = parse(new_code).body
+    if len(new) != 1 or not is_definition(new[0]) or new[0].name != name:
+        raise Rejected(f"the code must be the definition of {name} alone")
+    old = [node for node in parse(source).body if is_definition(node) and node.name == name]
+    if len(old) != 1:
+        raise Rejected(f"there is {'no' if not old else 'more than one'} top-level definition {name}")
+    lines = source.split("\n")  # whole lines: a comment may stand behind the last one
+    return "\n".join([*lines[: first_line(old[0]) - 1], new_code.strip("\n"), *lines[old[0].end_lineno :]])
+
+
+def search_replace(source: str, search: str, replace: str) -> str:
+    """`source` with `search` replaced where it occurs, which must be exactly once."""
+    if not search.strip():
+        raise Rejected("the search text is empty")
+    found = source.count(search)
+    if found != 1:
+        raise Rejected(f"the search text occurs {found} times, not once: {one_line(search, 60)}")
+    return source.replace(search, replace)
+
+
+def definition(source: str, name: str) -> str:
+    """The text of one top-level function or class, decorators included."""
+    for node in parse(source).body:
+        if is_definition(node) and node.name == name:
+            return "\n".join(source.split("\n")[first_line(node) - 1 : node.end_lineno])
+    raise Rejected(f"there is no top-level definition {name}")
+
+
+def fingerprint(source: str, settings: Mapping[str, Any] | None = None) -> str:
+    """Digest of what the source does: comments, docstrings and layout dropped, constants by value.
+
+    With `settings`, `SETTINGS.key` and the literal it stands for are the same.
+    """
+    return digest(*skeleton(source, settings or {}))
+
+
+def skeleton(source: str, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """(digest of the program with its constants left blank, the constants' values): what `digest` joins.
+
+    A menu of changed constants is compared with all history through this without parsing once per entry.
+    """
+    return _skeleton(source, tuple(settings.items()))
+
+
+@functools.lru_cache(maxsize=16)
+def _skeleton(source: str, settings: tuple[tuple[str, Any], ...]) -> tuple[str, dict[str, Any]]:
+    tree = parse.__wrapped__(source)  # a tree of its own, to be changed
+    assigned = _assigned(tree, dict(settings))
+    for node, _ in assigned.values():
+        node.value = ast.Constant(None)
+    for node in ast.walk(tree):
+        for field in ("body", "orelse", "finalbody"):
+            block = getattr(node, field, None)
+            if isinstance(block, list):
+                setattr(node, field, [item for item in block if not _is_text(item)])
+    text = ast.dump(tree, annotate_fields=False)
+    return hashlib.sha256(text.encode()).hexdigest(), {name: value for name, (_, value) in assigned.items()}
+
+
+def digest(blank: str, values: Mapping[str, Any]) -> str:
+    """The fingerprint of a skeleton with these constants."""
+    return hashlib.sha256(f"{blank} {sorted(values.items())!r}".encode()).hexdigest()
+
+
+def nodes(source: str, settings: Mapping[str, Any]) -> int:
+    """Size of the syntax tree, without the values of constants: neither is 0.03 simpler than SETTINGS.matrix_lr."""
+    tree = parse(source)
+    return _size(tree) - sum(_size(node.value) for node, _ in _assigned(tree, settings).values())
+
+
+def _size(tree: ast.AST) -> int:
+    return sum(1 for _ in ast.walk(tree))
+
+
+def is_definition(node: ast.AST) -> bool:
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+
+
+def first_line(node: ast.AST) -> int:
+    """Line number of a definition's first decorator, or of itself."""
+    return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+
+
+def _target(node: ast.stmt) -> str | None:
+    """The name that a top-level statement gives a value, if it is one UPPER_CASE name."""
+    if isinstance(node, ast.Assign) and len(node.targets) == 1:
+        target = node.targets[0]
+    elif isinstance(node, ast.AnnAssign) and node.value is not None:
+        target = node.target
+    else:
+        return None
+    return target.id if isinstance(target, ast.Name) and UPPER_CASE.match(target.id) else None
+
+
+def _assigned(tree: ast.Module, settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """name -> (statement, value) of the constants; a name assigned twice has no one value and is left out."""
+    found: dict[str, tuple[Any, Any]] = {}
+    names = [_target(node) for node in tree.body]
+    for node, name in zip(tree.body, names, strict=True):
+        if name and names.count(name) == 1:
+            try:
+                found[name] = (node, _value(node.value, settings))
+            except (ValueError, KeyError, TypeError, ArithmeticError):
+                continue  # computed: not a constant that can be set by hand
+    return found
+
+
+def _value(node: ast.expr, settings: Mapping[str, Any]) -> Any:
+    """A literal, SETTINGS.key, or small integer arithmetic as 2**14. Raises ValueError or KeyError otherwise."""
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "SETTINGS":
+        return settings[node.attr]
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow | ast.Mult):
+        left, right = _value(node.left, settings), _value(node.right, settings)
+        if not (type(left) is int and type(right) is int and 0 <= left <= 2**40 and 0 <= right <= 2**40):
+            raise ValueError("not a small integer")
+        if isinstance(node.op, ast.Mult):
+            return left * right
+        if right > 40:
+            raise ValueError("too large")
+        return left**right
+    value = ast.literal_eval(node)
+    if not isinstance(value, bool | int | float | str | tuple):
+        raise ValueError("not a constant's type")
+    return value
+
+
+def _comment(lines: list[str], node: ast.stmt) -> str:
+    """The comment behind a statement; offsets of the syntax tree count UTF-8 bytes."""
+    rest = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode()
+    return rest.partition("#")[2].strip()
+
+
+def _is_text(node: Any) -> bool:
+    """Whether a statement is a docstring or another string that does nothing."""
+    value = node.value if isinstance(node, ast.Expr) else None
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)
+
+
+def _depth(tree: ast.AST) -> int:
+    """Nesting of the tree, counted without recursion."""
+    depth, level = 0, [tree]
+    while level and depth <= MAX_DEPTH:
+        depth, level = depth + 1, [child for node in level for child in ast.iter_child_nodes(node)]
+    return depth
+
+
+def _splice(source: str, line: int, column: int, end_line: int, end_column: int, text: str) -> str:
+    """`source` with a range replaced; lines from 1, columns in UTF-8 bytes, as the syntax tree counts."""
+    lines = source.encode().split(b"\n")
+    head = b"\n".join([*lines[: line - 1], lines[line - 1][:column]])
+    tail = b"\n".join([lines[end_line - 1][end_column:], *lines[end_line:]])
+    return (head + text.encode() + tail).decode()

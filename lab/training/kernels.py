@@ -1,0 +1,265 @@
+"""The three operations of a GPT whose plain form wastes the machine, each with its own gradient.
+
+On Metal they are MLX's fused kernels. MLX's CPU backend has none, and its exp and tanh take 15 to 25 ns an element
+where numpy's vectorised ones take 2 to 3: there the same mathematics runs in numpy, block by block so that a block
+stays in the cache, one share of the rows to each core. Numpy needs values, so on the CPU these do not go into
+`mx.compile`. Gradients agree with MLX's own to float32 rounding (tests/test_kernels.py).
+
+Sources: attention by blocks with recomputed weights, FlashAttention (2205.14135); cross-entropy whose gradient is
+made with the loss, chunk by chunk, Liger kernels (2410.10989).
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import numpy as np
+
+from lab.machine.backend import mx, nn
+
+BLOCK = 128  # queries of one block of attention
+CHUNK = 256  # tokens of one chunk of cross-entropy on the CPU
+SAFE_CAP = 50.0  # logits up to which exp and any sum of them is finite in float32
+CHUNK_LOGITS = 2**27  # logits of one chunk on Metal: 512 MB in float32
+METAL = mx.metal.is_available()
+
+
+@cache
+def _threads() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    """One thread for each core. Each calls numpy's BLAS, which therefore keeps to the calling core."""
+    from threadpoolctl import ThreadpoolController
+
+    for library in ThreadpoolController().lib_controllers:
+        if os.path.dirname(library.filepath).endswith("numpy.libs"):
+            library.set_num_threads(1)
+    return ThreadPoolExecutor(_threads())
+
+
+def _each(function: Callable, items: Iterable) -> list:
+    """function(item) of every item, on all cores."""
+    return list(_pool().map(function, items))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Attention
+
+
+def attention(q: mx.array, k: mx.array, v: mx.array, *, scale: float, window: int | None = None) -> mx.array:
+    """Causal softmax(scale q k^T) v: q (B, H, T, D), k and v (B, H or a divisor of it, T, D), result like q.
+
+    A position sees itself and the `window` - 1 before it; all before it without a window."""
+    T = q.shape[2]
+    window = min(window or T, T)
+    if METAL:
+        mask = "causal" if window == T else window_mask(T, window)
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+    groups = q.shape[1] // k.shape[1]
+    k, v = (mx.repeat(t, groups, axis=1) if groups > 1 else t for t in (k, v))
+    y, _ = _attention(scale, window)(*(t.astype(mx.float32) for t in (q, k, v)))
+    return y.astype(q.dtype)
+
+
+def window_mask(length: int, window: int) -> mx.array:
+    """(T, T) bool: each position sees itself and the window - 1 positions before it."""
+    distance = mx.arange(length)[:, None] - mx.arange(length)[None, :]
+    return (distance >= 0) & (distance < window)
+
+
+@cache
+def _attention(scale: float, window: int) -> Callable:
+    """(B, H, T, D) float32 q, k, v to the output and its (B, H, T, 1) log of the softmax's sum, in numpy."""
+
+    @mx.custom_function
+    def function(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
+        q, k, v = np.asarray(q), np.asarray(k), np.asarray(v)
+        y, log_sum = np.empty(q.shape, np.float32), np.empty((*q.shape[:3], 1), np.float32)
+        _each(lambda b: _attention_row(q[b], k[b], v[b], y[b], log_sum[b], scale, window), range(len(q)))
+        return mx.array(y), mx.array(log_sum)
+
+    @function.vjp
+    def backward(primals: tuple, cotangents: tuple, outputs: tuple) -> tuple[mx.array, ...]:
+        q, k, v, y, log_sum, dy = (np.asarray(t) for t in (*primals, *outputs, cotangents[0]))
+        gradients = [np.zeros(q.shape, np.float32) for _ in range(3)]
+
+        def row(b: int) -> None:
+            _attention_row_gradients(
+                q[b], k[b], v[b], y[b], log_sum[b], dy[b], *(g[b] for g in gradients), scale, window
+            )
+
+        _each(row, range(len(q)))
+        return tuple(mx.array(g) for g in gradients)
+
+    return function
+
+
+@cache
+def _blocks(T: int, window: int) -> list[tuple[slice, slice, np.ndarray]]:
+    """Slices of queries, slices of the keys they see, and what is added to their (queries, keys) scores: 0 or -inf."""
+    blocks = []
+    for start in range(0, T, BLOCK):
+        queries, keys = slice(start, min(start + BLOCK, T)), slice(max(0, start - window + 1), min(start + BLOCK, T))
+        distance = np.arange(queries.start, queries.stop)[:, None] - np.arange(keys.start, keys.stop)
+        hidden = (distance < 0) | (distance >= window)
+        blocks.append((queries, keys, np.where(hidden, np.float32(-np.inf), np.float32(0))))
+    return blocks
+
+
+def _attention_row(q, k, v, y, log_sum, scale, window) -> None:
+    """(H, T, D) of one row; y (H, T, D) and log_sum (H, T, 1) are written."""
+    q = q * np.float32(scale)
+    for queries, keys, mask in _blocks(q.shape[1], window):
+        scores = q[:, queries] @ k[:, keys].swapaxes(-1, -2)
+        scores += mask
+        top = scores.max(-1, keepdims=True)
+        scores -= top
+        np.exp(scores, out=scores)
+        total = scores.sum(-1, keepdims=True)
+        np.matmul(scores, v[:, keys], out=y[:, queries])
+        y[:, queries] /= total
+        log_sum[:, queries] = top + np.log(total)
+
+
+def _attention_row_gradients(q, k, v, y, log_sum, dy, dq, dk, dv, scale, window) -> None:
+    """The weights of each block are computed again; dq, dk, dv (H, T, D) are added to."""
+    q = q * np.float32(scale)
+    for queries, keys, mask in _blocks(q.shape[1], window):
+        weights = q[:, queries] @ k[:, keys].swapaxes(-1, -2)
+        weights += mask
+        weights -= log_sum[:, queries]
+        np.exp(weights, out=weights)
+        dv[:, keys] += weights.swapaxes(-1, -2) @ dy[:, queries]
+        slope = dy[:, queries] @ v[:, keys].swapaxes(-1, -2)
+        slope -= (dy[:, queries] * y[:, queries]).sum(-1, keepdims=True)
+        slope *= weights
+        np.matmul(slope, k[:, keys], out=dq[:, queries])
+        dk[:, keys] += slope.swapaxes(-1, -2) @ q[:, queries]
+    dq *= np.float32(scale)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Logits and their cross-entropy
+
+
+def softcap(logits: mx.array, cap: float) -> mx.array:
+    """cap tanh(logits / cap), float32; 0 means no cap (2408.00118)."""
+    logits = logits.astype(mx.float32)
+    if not cap:
+        return logits
+    return cap * (mx.tanh if METAL else _tanh)(logits / cap)
+
+
+@mx.custom_function
+def _tanh(x: mx.array) -> mx.array:
+    x = np.asarray(x)
+    y = np.empty(x.shape, np.float32)
+    shares = [np.array_split(flat.reshape(-1), _threads()) for flat in (x, y)]
+    _each(lambda i: np.tanh(shares[0][i], out=shares[1][i]), range(_threads()))
+    return mx.array(y)
+
+
+@_tanh.vjp
+def _tanh_gradient(primals, cotangent: mx.array, y: mx.array) -> mx.array:
+    return cotangent * (1 - mx.square(y))
+
+
+def linear_cross_entropy(x: mx.array, head: mx.array, targets: mx.array, cap: float) -> mx.array:
+    """Mean cross-entropy in nats of softcap(x head^T, cap): x (..., C), head (V, C), targets (...) of token ids.
+
+    The logits of all tokens never exist at once: a chunk's gradient is made with its loss."""
+    x, targets = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
+    if not METAL:
+        loss, *_ = _cross_entropy_cpu(cap)(x.astype(mx.float32), head, targets)
+    elif len(x) * len(head) <= CHUNK_LOGITS:
+        loss = nn.losses.cross_entropy(softcap(x @ head.astype(x.dtype).T, cap), targets, reduction="mean")
+    else:
+        loss, *_ = _cross_entropy_chunked(cap, max(1, CHUNK_LOGITS // len(head)))(x, head, targets)
+    return loss
+
+
+def _with_gradients(function: Callable) -> Callable:
+    """`function` returns a loss and its gradients by x and head; they become its gradient."""
+    function = mx.custom_function(function)
+
+    @function.vjp
+    def backward(primals: tuple, cotangents: tuple, outputs: tuple) -> tuple[mx.array, ...]:
+        _, dx, dhead = outputs
+        return cotangents[0] * dx, cotangents[0] * dhead, mx.zeros_like(primals[2])
+
+    return function
+
+
+@cache
+def _cross_entropy_chunked(cap: float, chunk: int) -> Callable:
+    """x (N, C), head (V, C), targets (N,) to the mean loss and its gradients, `chunk` tokens at a time."""
+
+    @_with_gradients
+    def function(x: mx.array, head: mx.array, targets: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        weight, loss, dx, dhead = head.astype(x.dtype), 0.0, [], mx.zeros(head.shape)
+        for start in range(0, len(x), chunk):
+            part, wanted = x[start : start + chunk], targets[start : start + chunk, None]
+            logits = softcap(part @ weight.T, cap)
+            log_sum = mx.logsumexp(logits, axis=-1, keepdims=True)
+            loss = loss + mx.sum(log_sum - mx.take_along_axis(logits, wanted, axis=-1))
+            slope = mx.exp(logits - log_sum) - (mx.arange(len(head)) == wanted)
+            if cap:
+                slope = slope * (1 - mx.square(logits / cap))
+            slope = (slope / len(x)).astype(x.dtype)
+            dx.append(slope @ weight)
+            dhead = dhead + (slope.T @ part).astype(head.dtype)
+        return loss / len(x), mx.concatenate(dx), dhead
+
+    return function
+
+
+@cache
+def _cross_entropy_cpu(cap: float) -> Callable:
+    """x (N, C), head (V, C), targets (N,) to the mean loss and its gradients, in numpy. Every thread always takes the
+    same chunks, so that sums are the same in every run."""
+
+    @_with_gradients
+    def function(x: mx.array, head: mx.array, targets: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        x, head, targets = np.asarray(x), np.asarray(head), np.asarray(targets)
+        dx = np.empty(x.shape, np.float32)
+        starts = range(0, len(x), CHUNK)
+
+        def share(worker: int) -> tuple[float, np.ndarray]:
+            loss, dhead = 0.0, np.zeros(head.shape, np.float32)
+            for start in starts[worker :: _threads()]:
+                chunk = slice(start, start + CHUNK)
+                loss += _cross_entropy_chunk(x[chunk], head, targets[chunk], cap, 1 / len(x), dx[chunk], dhead)
+            return loss, dhead
+
+        losses, dheads = zip(*_each(share, range(_threads())), strict=True)
+        return mx.array(sum(losses), mx.float32), mx.array(dx), mx.array(sum(dheads))
+
+    return function
+
+
+def _cross_entropy_chunk(x, head, targets, cap, weight, dx, dhead) -> float:
+    """Sum of the losses of x (n, C), each times `weight`; dx (n, C) is written, dhead (V, C) added to."""
+    logits, each = (x / (cap or 1)) @ head.T, np.arange(len(x))
+    if cap:
+        np.tanh(logits, out=logits)
+        bent = np.square(logits)
+        np.subtract(1, bent, out=bent)
+        logits *= cap
+    if not 0 < cap <= SAFE_CAP:
+        logits -= logits.max(-1, keepdims=True)
+    found = logits[each, targets]
+    slope = np.exp(logits, out=logits)
+    total = slope.sum(-1, keepdims=True)
+    slope[each, targets] -= total[:, 0]
+    if cap:
+        slope *= bent
+    share = weight / total
+    np.matmul(slope, head, out=dx)
+    dx *= share
+    dhead += slope.T @ (x * share)
+    return weight * float(np.log(total).sum() - found.sum())

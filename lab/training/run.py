@@ -1,0 +1,391 @@
+"""One training run: its directory, its seed, its clock and its records, all outside the experiment.
+
+`execute(experiment)` is what `python train.py` calls: it reads the flags, opens the prepared data, creates the run
+directory with the settings and the source, calls `experiment(run)`, which trains and returns the model, then writes
+the checkpoint and the training's record, and only then has the scorer look at it in a process of its own. Exit
+status: 0 with a val_bpb, 1 for a diverged, crashed or rejected run, 2 for a mistake in the call, 130 for Ctrl-C.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import click
+import numpy as np
+
+from lab.data.batches import Batches
+from lab.data.shards import open_prepared
+from lab.errors import INTERRUPTED, UserError
+from lab.files import ROOT, cache_root, register, write_atomic
+from lab.machine import hardware
+from lab.machine.fit import OUTGROWN, RULE_HOLDS_FOR, most_rows
+from lab.preset import from_dict, load, to_dict
+from lab.show import MINUTES, NORMAL, QUIET, VERBOSE, Reading, Training, examples, verbosity_options, working
+from lab.training import parallel
+from lab.training.clock import Clock
+
+DEFAULT_PRESET = "tinystories"
+SMOOTHING = 0.9  # of the loss that is shown
+
+
+def current_path() -> Path:
+    """The record of what was prepared last: what `python train.py` trains on."""
+    return cache_root() / "current.json"
+
+
+def recorded() -> dict[str, Any] | None:
+    """Settings of this process: $AUTORESEARCH_SETTINGS when set, else what was prepared last; None when nothing is."""
+    path = Path(os.environ.get("AUTORESEARCH_SETTINGS") or current_path())
+    return read_record(path, "`make prepare` writes it anew") if path.is_file() else None
+
+
+def read_record(path: Path, remedy: str) -> dict[str, Any]:
+    """Settings as `make prepare` or a night wrote them. Raises UserError for a file that is not whole."""
+    try:
+        record = json.loads(path.read_bytes())
+        minutes = record.get("minutes")
+        if minutes is not None and not 0 < minutes < math.inf:
+            raise ValueError
+        return record | {"preset": to_dict(from_dict(record["preset"])), "prepared": record["prepared"]}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} is damaged; {remedy}") from None
+
+
+@cache
+def settings() -> SimpleNamespace:
+    """SETTINGS of train.py: the preset as adapted to this machine when it was prepared."""
+    record = recorded()
+    return SimpleNamespace(**(from_dict(record["preset"]) if record else load(DEFAULT_PRESET)).settings())
+
+
+class Run:
+    """What an experiment is given: `vocab_size`, `seed`, `clock`, `batches`; `begin` and `record` are its duties.
+
+    One of `processes` that train as one; only rank 0 prints and writes."""
+
+    def __init__(self, directory: Path, record: dict[str, Any], source: Path, started: float, verbosity: int = NORMAL):
+        self.directory, self.record_settings, self.started = directory, record, started
+        self.verbosity = verbosity
+        self.preset = from_dict(record["preset"])
+        self.seed = record["seed"]
+        self.prepared = open_prepared(Path(record["prepared"]), parts=("train", "tokenizer"))
+        self.vocab_size = self.prepared.tokenizer.vocab_size
+        self.processes, self.leads = parallel.size(), parallel.rank() == 0
+        self.clock = Clock(record["minutes"], record["steps"], parallel.rank_0s if self.processes > 1 else None)
+        if self.processes > 1:
+            self._agree(source)
+        self.display = Training(verbosity)
+        self.facts: dict[str, Any] = {}
+        self.tokens = 0
+        self.smooth = 0.0
+        if not self.leads:
+            return
+        directory.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, directory / "train.py")
+        write_atomic(directory / "settings.json", json.dumps(record, indent=1))
+        for stale in ("steps.jsonl", "checkpoint.safetensors", "train.json", "score.json", "result.json"):
+            (directory / stale).unlink(missing_ok=True)  # of an earlier run in this folder
+
+    def _agree(self, source: Path) -> None:
+        """Raise UserError unless every process has the same preset, text and source."""
+        told = (
+            json.dumps(to_dict(self.preset))
+            + source.read_text(encoding="utf-8")
+            + self.prepared.manifest["val_text_sha256"]
+        )
+        digest = int(hashlib.sha256(told.encode()).hexdigest()[:6], 16)  # fits a float32
+        if parallel.rank_0s(float(digest)) != digest:
+            raise UserError(
+                "this process has other settings, text or train.py than rank 0; copy its cache and its checkout here"
+            )
+
+    def batches(self, rows: int, tokens_per_step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Endless (inputs, targets), each (rows, sequence_length) int32; the same seed gives the same batches.
+
+        Of several processes each gets every n-th. Raises UserError for more rows than fit the memory, and where the
+        tokens of a step are no whole number of such batches from every process."""
+        tokenizer = self.prepared.tokenizer
+        length = self.preset.task.sequence_length
+        if (found := self.record_settings.get("fit")) and rows > (most := most_rows(found)):
+            raise UserError(
+                f"{rows} rows a pass may take more than the {found['memory_bound_mb']:,.0f} MB that training may have "
+                f"on this machine; take at most {most}, or measure anew with `make fit`"
+            )
+        if tokens_per_step % (together := rows * length * self.processes):
+            raise UserError(
+                f"{tokens_per_step} tokens a step cannot be shared out: {rows} rows of {length} tokens in each of "
+                f"{self.processes} process{'es' * (self.processes > 1)} are {together}; take fewer rows"
+            )
+        self.data = Batches(self.prepared.train, tokenizer.bos, length, rows, self.seed)
+        return islice(self.data, parallel.rank(), None, self.processes)
+
+    def begin(self, model: Any, *, flops_per_token: float, **facts: Any) -> None:
+        """Print what is about to be trained and try one batch of the scoring, before the clock starts.
+
+        `facts` are kept in the run's record. Raises whatever the model's call raises."""
+        from lab.machine.backend import mx, tree_flatten
+        from lab.scoring.score import batch_rows
+
+        length, dtype = self.preset.task.sequence_length, self.preset.model.dtype
+        rows = batch_rows(length, self.vocab_size)
+        logits = model(mx.zeros((rows, length), mx.int32))
+        if logits.shape != (rows, length, self.vocab_size):
+            raise UserError(f"build_model's logits have the shape {logits.shape}, not (B, T, vocab_size)")
+        mx.eval(logits)
+        peak = hardware.matmul_peak(dtype) * self.processes
+        if not self.leads:
+            return
+        parameters = sum(value.size for _, value in tree_flatten(model.trainable_parameters()))
+        self.facts = facts | {"num_params": parameters, "matmul_peak": peak, "processes": self.processes}
+        self.flops_per_token = flops_per_token
+        if self.verbosity > QUIET:
+            self._introduce(peak, parameters, facts)
+        self.facts["startup_seconds"] = time.perf_counter() - self.started
+
+    def _introduce(self, peak: float, parameters: int, facts: dict[str, Any]) -> None:
+        from lab.machine.backend import BLAS
+
+        dtype, length = self.preset.model.dtype, self.preset.task.sequence_length
+        budget = f"{self.clock.steps} steps" if self.clock.steps else f"{self.clock.budget / 60:g} minutes"
+        chip = hardware.describe()
+        print(
+            f"preset {self.preset.name}, vocabulary {self.vocab_size}, context {length}, seed {self.seed}, {budget}\n"
+            f"machine {chip['chip']}, {chip['backend']} ({BLAS}), tier: {self.record_settings['tier'] or 'none'}"
+            f"{', fitted' * bool(self.record_settings.get('fit'))}, "
+            f"{dtype} matmul peak {peak / 1e12:.2f} TFLOP/s, {self.processes} process{'es' * (self.processes > 1)}\n"
+            f"model {parameters / 1e6:.2f}M parameters, " + ", ".join(f"{k} {v}" for k, v in facts.items()),
+            flush=True,
+        )
+
+    def record(self, step: int, loss: float, tokens: int, **extras: float) -> None:
+        """Log a step: `loss` in nats per token, `tokens` it trained on. Raises UserError on NaN or explosion."""
+        self.tokens += tokens
+        if not self.leads:
+            return
+        elapsed = max(self.clock.elapsed, 1e-9)
+        rate = self.tokens / (time.perf_counter() - self.clock.begun)
+        entry = {"step": step, "seconds": round(elapsed, 3), "loss": loss, "tokens": self.tokens}
+        entry |= {"tokens_per_second": round(rate, 1)} | extras
+        with open(self.directory / "steps.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        if not loss < 2 * math.log(self.vocab_size) + 1:  # guessing costs log(V); also true for NaN
+            raise UserError(f"the run diverged: the loss is {loss:.3g} at step {step}; lower the learning rates")
+        self.smooth = SMOOTHING * self.smooth + (1 - SMOOTHING) * loss
+        shown = self.smooth / (1 - SMOOTHING ** (step + 1))
+        figures = (rate, self._mfu(rate), hardware.peak_memory_mb(), self.data.epoch, self.clock.remaining)
+        self.display.show(Reading(step, self.clock.progress, shown, *figures))
+
+    def beside_the_fit(self, result: dict[str, Any]) -> list[str]:
+        """What fitting predicted for this run, which is for the whole budget on TinyStories, and whether the run was
+        much faster than fitting was with as many processes."""
+        fit, told = self.record_settings.get("fit"), []
+        if not fit:
+            return told
+        whole = not self.clock.steps and self.clock.budget == self.preset.task.minutes * 60
+        if self.preset.name == RULE_HOLDS_FOR and whole:
+            predicted, measured = fit["predicted_bpb"], result["val_bpb"]
+            told += [f"predicted {predicted:.3f} by the scaling rule of TinyStories, measured {measured:.3f}"]
+        times = result["tokens_per_second"] / fit["tokens_per_second"]
+        if self.processes == fit["batch"]["processes"] and times > OUTGROWN:
+            told += [f"trained {times:.1f} times as fast as when this machine was fitted; `make fit` measures again"]
+        return told
+
+    def finish(self, model: Any, training_seconds: float) -> None:
+        """Write the checkpoint, then the training's record."""
+        from lab.machine.backend import mx, tree_flatten
+
+        if not self.leads:
+            return
+        temporary = self.directory / ".checkpoint.safetensors"
+        try:
+            mx.save_safetensors(str(temporary), dict(tree_flatten(model.parameters())))
+        except RuntimeError as error:
+            temporary.unlink(missing_ok=True)  # a part of it
+            if not str(error).startswith("[write]"):
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(temporary)) from None
+        os.replace(temporary, self.directory / "checkpoint.safetensors")
+        rate = self.tokens / (training_seconds + self.clock.billed_from - self.clock.begun)
+        self.facts |= {
+            "status": "ok",
+            "training_seconds": training_seconds,
+            "total_seconds": time.perf_counter() - self.started,
+            "num_steps": self.clock.step,
+            "total_tokens": self.tokens,
+            "tokens_per_second": rate,
+            "mfu_percent": self._mfu(rate),
+            "peak_memory_mb": hardware.peak_memory_mb() * self.processes,
+            "epochs": self.data.epoch,
+            "slept_seconds": self.clock.slept,
+            "final_loss": self.smooth / (1 - SMOOTHING ** max(1, self.clock.step)),
+            "seed": self.seed,
+        }
+        write_atomic(self.directory / "train.json", json.dumps(self.facts, indent=1))
+
+    def _mfu(self, rate: float) -> float:
+        return 100 * rate * self.flops_per_token / self.facts["matmul_peak"]
+
+
+def execute(experiment: Callable[[Run], Any], source: str) -> None:
+    """Run `experiment` as a command; `source` is its file. See the module for what it does and its exit status."""
+    started = time.perf_counter()
+
+    @click.command(
+        help="Train for the preset's five minutes on what was prepared last, then score. Edit the file, not flags.",
+        epilog=examples("train.py", "train.py --minutes 0.2", "train.py --steps 10 --seed 1 --run-dir runs/smoke"),
+    )
+    @click.option(
+        "--minutes",
+        type=MINUTES,
+        help="Of training, instead of the preset's. Another task: not comparable.",
+    )
+    @click.option(
+        "--steps", type=click.IntRange(min=1), help="Exactly this many steps instead. Another task: not comparable."
+    )
+    @click.option("--seed", type=click.IntRange(min=0), help="Of parameters and batches.  [default: 0]")
+    @click.option(
+        "--run-dir", type=click.Path(path_type=Path), help="Folder of the run.  [default: a new one in runs/]"
+    )
+    @click.option("--score/--no-score", default=True, help="Score the checkpoint afterwards.")
+    @verbosity_options("Only the summary and errors.", "A line for every step, and what the scorer says.")
+    def command(
+        minutes: float | None, steps: int | None, seed: int | None, run_dir: Path | None, score: bool, verbosity: int
+    ) -> None:
+        record = recorded()
+        if record is None:
+            raise UserError("nothing is prepared yet; run `make prepare PRESET=offline` (no network) or another preset")
+        if "AUTORESEARCH_SETTINGS" not in os.environ:
+            register()
+        record["minutes"] = minutes or record.get("minutes") or record["preset"]["task"]["minutes"]
+        record["steps"] = steps or record.get("steps")
+        record["seed"] = seed if seed is not None else record.get("seed", 0)
+        processes = record["preset"]["batch"]["processes"]
+        if processes > 1 and not parallel.launched():
+            sys.exit(parallel.launch(processes))
+        directory = run_dir or (new_directory(record["preset"]["name"]) if parallel.rank() == 0 else Path())
+        run = Run(directory, record, Path(source), started, verbosity)
+        _train(run, experiment)
+        if score and run.leads:
+            _score(run, started)
+
+    guarded(command)
+
+
+def guarded(command: click.Command) -> None:
+    """Run a command line: a mistake of the user's or the machine's is one line, a bug keeps its traceback."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed by the shell
+        stream.reconfigure(errors="replace")  # a C locale or an old terminal knows no "±"
+    try:
+        command.main(standalone_mode=False)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        if parallel.rank() == 0:
+            print("stopped", file=sys.stderr)  # click has ended the line
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        if isinstance(error, RuntimeError) and parallel.lost_peer(error):
+            sys.exit(parallel.LOST_PEER)
+        if isinstance(error, OSError) and (error.filename or error.errno):
+            sys.exit(f"error: {unusable(error)}")
+        if Path(sys.argv[0]).name != "train.py":  # which is the user's, or an agent's
+            report_bug()
+        raise
+
+
+def unusable(error: OSError) -> str:
+    """What the system refused, where, and what to do."""
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"{error.strerror}{where}; mend or remove that, and run again: what was whole is kept"
+    return (
+        f"{error.strerror}{where}; make room or permit writing there, or set AUTORESEARCH_CACHE to another "
+        "folder, and run again: what was whole is kept"
+    )
+
+
+def report_bug() -> None:
+    """Say, before the traceback, where to report the bug that is being handled; write what to attach."""
+    path = cache_root() / "bug.txt"
+    told = f"{shlex.join(sys.argv)}\nPython {sys.version}, {platform.platform()}\n{traceback.format_exc()}"
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, told.encode(errors="replace"))
+    print(f"this is a bug; report it where you cloned this from (git remote -v) and attach {path}", file=sys.stderr)
+
+
+def new_directory(name: str) -> Path:
+    """A folder of runs/ for a run that starts now; runs/latest points at it."""
+    runs = ROOT / "runs"
+    directory = runs / f"{datetime.now():%Y%m%d-%H%M%S}-{name}-{os.getpid()}"
+    directory.mkdir(parents=True)
+    link = runs / f".latest-{os.getpid()}"
+    link.symlink_to(directory.name)
+    link.replace(runs / "latest")
+    return directory
+
+
+def _train(run: Run, experiment: Callable[[Run], Any]) -> None:
+    from lab.machine.backend import mx
+
+    mx.random.seed(run.seed)
+    with run.display:
+        model = experiment(run)
+    mx.eval(model.parameters())
+    run.finish(model, run.clock.elapsed)
+    del model
+    mx.clear_cache()  # the scorer's process needs the memory
+
+
+def _score(run: Run, started: float) -> None:
+    """Score in a process of its own and print upstream's summary block, after what was predicted."""
+    directory = run.directory
+    # No sandbox: the same code has just trained without one, and none was ever tried with Metal.
+    command = [sys.executable, ROOT / "prepare.py", "score", directory, "--sandbox", "none"]
+    with working("scoring", run.verbosity):
+        scoring = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
+    if scoring.returncode:
+        raise UserError(scoring.stderr.strip().removeprefix("error: ") or f"the scorer ended with {scoring.returncode}")
+    if run.verbosity == VERBOSE:
+        print(scoring.stdout, end="")
+    result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
+    result["total_seconds"] = time.perf_counter() - started
+    write_atomic(directory / "result.json", json.dumps(result, indent=1))
+    if run.verbosity > QUIET:
+        for line in run.beside_the_fit(result):
+            print(line)
+    print(summary(result))
+
+
+def summary(result: dict[str, Any]) -> str:
+    """Upstream's block: the same keys, order and format."""
+    return f"""---
+val_bpb:          {result["val_bpb"]:.6f}
+training_seconds: {result["training_seconds"]:.1f}
+total_seconds:    {result["total_seconds"]:.1f}
+peak_vram_mb:     {result["peak_memory_mb"]:.1f}
+mfu_percent:      {result["mfu_percent"]:.2f}
+total_tokens_M:   {result["total_tokens"] / 1e6:.1f}
+num_steps:        {result["num_steps"]}
+num_params_M:     {result["num_params"] / 1e6:.1f}
+depth:            {result["depth"]}"""

@@ -1,0 +1,250 @@
+"""One experiment as a child process that cannot harm the night: sandboxed, limited, ended with its children.
+
+`run` starts a guard, a small process of its own session, and the guard starts the child, pumps its output
+into a bounded log, watches clock, memory, output and disk, and ends the whole tree. Between the two is a
+pipe: when the loop ends, however it does, the guard reads its end and kills the tree. When the guard is
+killed itself, the kernel kills the child (Linux); processes that the child had detached before survive that
+last case outside bubblewrap, and on macOS the child does too. Memory and disk are looked at four times a
+second, so a fast child can overshoot by what it takes in 0.25 s; no file grows past the disk limit.
+"""
+
+import contextlib
+import json
+import os
+import re
+import resource
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from lab.machine import processes
+from lab.trial.crash import Crash, summary
+from lab.trial.sandbox import Policy, environment, launcher, wrap
+
+INTERVAL = 0.25  # seconds between two looks at the limits
+GRACE = 1.0  # seconds from SIGTERM to SIGKILL
+CHUNK = 1 << 16
+STATUS_OF_SIGNAL = {  # of signals that the guard did not send
+    signal.SIGABRT: "memory",  # what Metal does when the GPU's memory is used up
+    signal.SIGKILL: "memory",  # what kernels do when the machine's is
+    signal.SIGXFSZ: "disk",
+    signal.SIGTERM: "killed",
+    signal.SIGINT: "killed",
+    signal.SIGHUP: "killed",
+}
+OUT_OF_MEMORY = re.compile(r"\[(metal::)?malloc")  # how MLX's RuntimeError begins
+OUT_OF_DISK = (
+    re.compile(  # EFBIG, ENOSPC: the same on Linux and macOS; MLX's RuntimeError; what lab.training.run.guarded says
+        r"\[Errno (27|28)\]|\[write\] Unable to write|error: No space left on device"
+    )
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one run may take: seconds on the clock, bytes of memory in the whole tree, bytes of output, and
+    bytes on disk that it may add to the folders it writes."""
+
+    wall_seconds: float
+    memory_bytes: int
+    output_bytes: int = 16 << 20
+    disk_bytes: int = 4 << 30
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. status: "ok", "crash", a limit ("timeout", "memory", "output", "disk"), or "killed" by
+    somebody else. `returncode` is negative for a signal; `crash` is None for "ok" and "killed"."""
+
+    status: str
+    seconds: float
+    returncode: int
+    crash: Crash | None
+    peak_memory_mb: float
+
+
+def run(command: list[str], run_dir: Path, policy: Policy, limits: Limits, *, sandbox: str,
+        env: Mapping[str, str] = os.environ) -> Outcome:  # fmt: skip
+    """Run `command` in the folder `run_dir` with what `environment` leaves of `env`; output goes to run_dir/run.log.
+
+    `sandbox` is a kind from sandbox.KINDS. None of the child's processes is left when this returns or raises.
+    Raises UserError for a policy that makes no sense."""
+    variables = environment(env, policy)
+    job = {
+        "command": wrap(command, policy, sandbox),
+        "environment": variables,
+        "folder": str(run_dir.resolve()),
+        "writable": [str(folder.resolve()) for folder in policy.writable],
+        "limits": asdict(limits),
+        "signals_as_codes": sandbox == "bubblewrap",  # it exits with 128 + signal
+    }
+    Path(variables["TMPDIR"]).mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    guardian = subprocess.Popen(launcher("lab.trial.guard", "guard"), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                start_new_session=True)  # fmt: skip
+    with guardian.stdout, guardian.stdin:
+        try:
+            guardian.stdin.write(json.dumps(job).encode() + b"\n")
+            guardian.stdin.flush()
+            answer = guardian.stdout.read()
+        finally:
+            guardian.stdin.close()  # the sign for the guard to end everything
+            guardian.wait()
+    if not answer:
+        return Outcome("killed", time.monotonic() - began, guardian.returncode, None, 0.0)
+    return _outcome(json.loads(answer))
+
+
+def _outcome(fields: dict) -> Outcome:
+    crash = fields["crash"]
+    if crash:
+        crash = Crash(**crash | {"last_steps": tuple(crash["last_steps"])})
+    return Outcome(**fields | {"crash": crash})
+
+
+def guard() -> None:
+    """The guard's process: one line of JSON in, the outcome as JSON out."""
+    line = sys.stdin.buffer.readline()
+    if not line:
+        return
+    job = json.loads(line)
+    processes.adopt_orphans()
+    path = Path(job["folder"], "run.log")
+    path.unlink(missing_ok=True)
+    with open(path, "xb+", buffering=0) as log:
+        outcome = _Watch(job, log).outcome()
+    with contextlib.suppress(BrokenPipeError):  # the loop is gone; its child now is, too
+        os.write(1, json.dumps(asdict(outcome)).encode())
+
+
+class _Watch:
+    """The guard's work on one child: start it, watch it, end it, say how it went."""
+
+    def __init__(self, job: dict, log: BinaryIO) -> None:
+        self.job, self.log = job, log
+        self.limits = Limits(**job["limits"])
+        self.folders = [Path(folder) for folder in job["writable"]]
+        self.disk_before = processes.disk(self.folders, [])
+        self.written = self.peak = 0
+
+    def outcome(self) -> Outcome:
+        began = time.monotonic()
+        self.deadline = began + self.limits.wall_seconds
+        self.child = self.begin()
+        self.tree = processes.Tree(self.child)
+        stopped = self.watch()
+        seconds = time.monotonic() - began
+        self.tree.end(GRACE if stopped == "timeout" else 0)
+        code = self.child.wait()
+        stopped = stopped or self.rest()
+        if self.job["signals_as_codes"] and code > 128:
+            code = 128 - code
+        status, crash = (stopped, self.stopped(stopped)) if stopped else self.ended(code)
+        peak = max(self.peak, _largest_child())
+        return Outcome(status, seconds, code, None if status == "killed" else crash, peak / 2**20)
+
+    def begin(self) -> subprocess.Popen:
+        first = [*launcher("lab.trial.child", "start"), str(os.getpid()), str(self.limits.disk_bytes)]
+        child = subprocess.Popen(
+            [*first, *self.job["command"]],
+            cwd=self.job["folder"],
+            env=self.job["environment"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        os.set_blocking(child.stdout.fileno(), False)
+        return child
+
+    def watch(self) -> str:
+        """Until the child ends: "". Until it passes a limit: which. Until the loop is gone: "killed"."""
+        next_look = 0.0
+        with selectors.DefaultSelector() as ready:
+            ready.register(0, selectors.EVENT_READ)
+            ready.register(self.child.stdout, selectors.EVENT_READ)
+            while self.child.poll() is None:
+                events = {key.fileobj for key, _ in ready.select(INTERVAL)}
+                if 0 in events:
+                    return "killed"
+                if self.child.stdout in events and self.pump() == 0:
+                    ready.unregister(self.child.stdout)
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        self.child.wait(INTERVAL)  # as a rule it closes its output by ending
+                if self.written > self.limits.output_bytes:
+                    return "output"
+                if time.monotonic() >= next_look:
+                    next_look = time.monotonic() + INTERVAL
+                    if passed := self.look():
+                        return passed
+        return ""
+
+    def look(self) -> str:
+        """The limit that is passed now, or ""."""
+        members = self.tree.members()
+        memory = processes.memory(members, self.limits.memory_bytes)
+        self.peak = max(self.peak, memory)
+        if time.monotonic() > self.deadline:
+            return "timeout"
+        if memory > self.limits.memory_bytes:
+            return "memory"
+        added = processes.disk(self.folders, members) - self.disk_before
+        return "disk" if added > self.limits.disk_bytes else ""
+
+    def pump(self) -> int | None:
+        """Move what waits in the pipe to the log, as far as that may grow. Bytes; 0 at the end, None for nothing."""
+        try:
+            data = os.read(self.child.stdout.fileno(), CHUNK)
+        except BlockingIOError:
+            return None
+        self.log.write(data[: max(self.limits.output_bytes - self.written, 0)])
+        self.written += len(data)
+        return len(data)
+
+    def rest(self) -> str:
+        """Output and disk after the end: what the last look could not see."""
+        while self.written <= self.limits.output_bytes and self.pump():
+            continue
+        if self.written > self.limits.output_bytes:
+            return "output"
+        return "disk" if processes.disk(self.folders, []) - self.disk_before > self.limits.disk_bytes else ""
+
+    def stopped(self, limit: str) -> Crash:
+        allowed = {
+            "timeout": f"still running after {self.limits.wall_seconds:g} s",
+            "memory": f"took more than {self.limits.memory_bytes >> 20} MiB of memory",
+            "output": f"printed more than {self.limits.output_bytes} bytes",
+            "disk": f"wrote more than {self.limits.disk_bytes >> 20} MiB",
+            "killed": "",
+        }
+        return self.crash(limit, allowed[limit])
+
+    def ended(self, code: int) -> tuple[str, Crash | None]:
+        """(status, crash) of a child that ended by itself."""
+        if code == 0:
+            return "ok", None
+        if code < 0 and (status := STATUS_OF_SIGNAL.get(-code)):
+            return status, self.crash(signal.Signals(-code).name, f"ended by {signal.Signals(-code).name}")
+        crash = self.crash(signal.Signals(-code).name if code < 0 else f"exit {code}")
+        if crash.type == "MemoryError" or OUT_OF_MEMORY.match(crash.message):
+            return "memory", crash
+        return "disk" if OUT_OF_DISK.match(crash.message) else "crash", crash
+
+    def crash(self, kind: str, message: str = "") -> Crash:
+        """What the log says, unless a message says all there is to say."""
+        self.log.seek(0)
+        log = "" if message else self.log.read().decode(errors="replace")
+        found = summary(log, Path(self.job["folder"], "steps.jsonl"), kind)
+        return Crash(kind, message, last_steps=found.last_steps) if message else found
+
+
+def _largest_child() -> int:
+    """Peak resident bytes of the largest process that ended: a peak between two looks counts, too."""
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

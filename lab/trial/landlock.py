@@ -1,0 +1,118 @@
+"""Landlock and seccomp by system call: Linux's sandbox that needs no rights and no package.
+
+`enter` is the launcher that sandbox.py puts before a command. Landlock's rules only add rights, so a hidden
+path inside a readable folder is left out by granting its siblings one by one. Of sockets Landlock knows only
+TCP, so a seccomp filter refuses them all. Needs Linux 6.2 (Landlock version 3) on x86-64 or arm64.
+
+Not covered: names in the folder around a hidden path can be listed, and permissions and times of files
+outside changed. Before Linux 6.12 (version 6) the child can send signals to the user's other processes.
+"""
+
+import ctypes
+import json
+import os
+import platform
+import stat
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from lab.trial.child import execute
+
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+# Numbers from linux/landlock.h, seccomp.h, audit.h and prctl.h; libc wraps none of these calls.
+CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
+EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, TRUNCATE, IOCTL = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 14, 1 << 15
+READ = EXECUTE | READ_FILE | READ_DIR
+FILE_RIGHTS = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL  # all that a rule on a file takes
+ALL = -1
+SET_NO_NEW_PRIVS, SET_SECCOMP, SECCOMP_FILTER, CAPABILITY_VERSION_3 = 38, 22, 2, 0x20080522
+MACHINES = {"x86_64": (0xC000003E, 41), "aarch64": (0xC00000B7, 198)}  # audit architecture, number of socket()
+IO_URING_SETUP = 425  # refused too: a ring opens sockets without the call socket()
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def enter(rules: str, *command: str) -> None:
+    """Restrict this process, then become `command`. `rules`: JSON [[path, "read" | "write" | "hide"], ...].
+
+    Raises OSError where the kernel has no Landlock, or one too old to protect files from truncation."""
+    version = call(libc.syscall, CREATE_RULESET, None, 0, 1)
+    if version < 3 or platform.machine() not in MACHINES:
+        raise OSError(f"Landlock {version} on {platform.machine()} is too little; Linux 6.2 brings enough")
+    rights = (1 << (16 if version >= 5 else 15)) - 1
+    tcp = 3 if version >= 4 else 0  # bind, connect
+    scope = 3 if version >= 6 else 0  # abstract sockets and signals stay among the sandboxed
+    ruleset = call(libc.syscall, CREATE_RULESET, struct.pack("QQQ", rights, tcp, scope), 24, 0)
+    for path, allowed in grants([(Path(path), mode) for path, mode in json.loads(rules)]):
+        add_rule(ruleset, path, rights & allowed)
+    call(libc.prctl, SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    call(libc.syscall, RESTRICT_SELF, ruleset, 0)
+    call(libc.capset, struct.pack("Ii", CAPABILITY_VERSION_3, 0), bytes(24))  # root could read other memories
+    refuse_sockets()
+    execute(list(command))
+
+
+def grants(rules: list[tuple[Path, str]]) -> Iterator[tuple[Path, int]]:
+    """(path, rights) for each rule that Landlock gets."""
+    hidden = [path for path, mode in rules if mode == "hide"]
+    yield from ((Path(device), READ_FILE | WRITE_FILE) for device in DEVICES)
+    yield Path("/proc"), READ  # of other processes only what everybody may see: Landlock also refuses ptrace
+    for path, mode in rules:
+        if mode == "write":
+            yield path, ALL
+        elif mode == "read":
+            yield from around(path, hidden)
+
+
+def around(path: Path, hidden: list[Path]) -> Iterator[tuple[Path, int]]:
+    """Rights to read everything under `path` but what is hidden."""
+    if not any(other.is_relative_to(path) for other in hidden):
+        yield path, READ
+        return
+    yield path, READ_DIR  # Python's import lists the folder; rules reach down, so this shows names below, too
+    for child in path.iterdir():
+        if child not in hidden:
+            yield from around(child, hidden)
+
+
+def add_rule(ruleset: int, path: Path, allowed: int) -> None:
+    """Grant rights on the file or beneath the folder. A symbolic link gets none: its target has rules of its
+    own."""
+    try:
+        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:  # gone since the folder was listed
+        return
+    mode = os.fstat(descriptor).st_mode
+    allowed &= ALL if stat.S_ISDIR(mode) else FILE_RIGHTS
+    if allowed and not stat.S_ISLNK(mode):
+        call(libc.syscall, ADD_RULE, ruleset, 1, struct.pack("=Qi", allowed, descriptor), 0)
+    os.close(descriptor)
+
+
+def refuse_sockets() -> None:
+    """A seccomp filter under which socket() and io_uring fail with EPERM; socketpair() still works."""
+    architecture, socket_number = MACHINES[platform.machine()]
+    load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06
+    program = [  # (operation, lines to skip if true, if false, operand)
+        (load, 0, 0, 4),  # the architecture of the call
+        (equal, 1, 0, architecture),
+        (answer, 0, 0, 0x80000000),  # another one has other numbers: kill
+        (load, 0, 0, 0),  # the number of the call
+        (at_least, 2, 0, 0x40000000),  # the x32 numbers
+        (equal, 1, 0, socket_number),
+        (equal, 0, 1, IO_URING_SETUP),
+        (answer, 0, 0, 0x00050001),  # EPERM
+        (answer, 0, 0, 0x7FFF0000),  # allowed
+    ]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
+    header = struct.pack("HxxxxxxQ", len(program), ctypes.addressof(code))
+    call(libc.prctl, SET_SECCOMP, SECCOMP_FILTER, header, 0, 0)
+
+
+def call(function: ctypes._CFuncPtr, *arguments: object) -> int:
+    """A C function's result; OSError where it is negative."""
+    result = function(*(ctypes.c_long(value) if isinstance(value, int) else value for value in arguments))
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result

@@ -1,0 +1,248 @@
+"""One training run of the loop: sandboxed training, then the score, then whether the machine behaved.
+
+What the child leaves in its run directory is not believed: before scoring, train.py and settings.json are put back as
+they were sent, and the score comes from a scorer of the loop's own checkout in a process of its own.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lab.data.shards import PARTS, open_prepared
+from lab.errors import UserError
+from lab.files import remove, write_atomic
+from lab.machine import hardware
+from lab.machine.condition import Condition, condition, spoiled, unfit
+from lab.show import silent
+from lab.trial import guard
+from lab.trial.crash import Crash, clean, read_bytes
+from lab.trial.guard import Limits
+from lab.trial.sandbox import Policy
+
+MEMORY_SHARE = 0.7  # of the machine's memory that a run may take
+RECORDS = (
+    "train.py",
+    "settings.json",
+    "steps.jsonl",
+    "train.json",
+    "score.json",
+    "result.json",
+    "run.log",
+    "score.log",
+)
+RECORD_BYTES = 8 << 20  # size of each that may stay without the checkpoint
+SLACK_SECONDS = 10.0  # beyond budget and twice the preflight, for starting and saving
+PREFLIGHT_SECONDS = 240.0  # a cold compile of every kernel included
+PREFLIGHT_STEPS = 2
+ECHO_BYTES, ECHO_CHARS = 8 << 10, 200  # of what a run printed, and of one line of it
+ROOM_BYTES = 1 << 30  # with less free before a run, a full disk is not the run's fault
+WAIT_SECONDS = 600.0  # at most, for a hot or busy machine before a run
+FULL = re.compile(r"^disk: |No space left on device|\[write\] Unable to write")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run. status: ok, crash, invalid (the machine's fault: run it again). val_bpb is None unless ok."""
+
+    status: str
+    val_bpb: float | None
+    memory_gb: float
+    minutes: float
+    reason: str
+    before: dict[str, Any] | None = None  # lab.machine.condition.Condition at the start and the end
+    after: dict[str, Any] | None = None
+    spoiled: bool = False  # a "crash" that the machine is to blame for: it says nothing about the change
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What a runner is doing, "" for nothing, and since when; `run_dir` while it is training."""
+
+    name: str = ""
+    run_dir: Path | None = None
+    since: float = field(default_factory=time.monotonic)
+
+
+@dataclass
+class Runner:
+    """Where runs happen: `folder` of the night, `worktree` with the source, `settings` as train.py reads them."""
+
+    folder: Path
+    worktree: Path
+    settings: dict[str, Any]
+    sandbox: str
+    preflight_seconds: float = 0.0
+    say: Callable[[str], None] = print
+    echo: Callable[[str], None] = silent  # hears what training and scorer print
+    phase: Phase = field(default_factory=Phase)
+    free: int = 0  # bytes on the disk before the run
+    usual_flops: float = 0.0  # of the probe before and after runs, the best so far
+
+    def preflight(self, source: str) -> str:
+        """Two real steps and one batch of the score. The reason why it failed, or "" ."""
+        self.check_data()
+        run_dir = self._fresh("preflight")
+        with self._at("preflight"):
+            outcome = self._train(run_dir, source, 0, PREFLIGHT_SECONDS, "--steps", str(PREFLIGHT_STEPS))
+            if outcome.status == "ok":
+                self.preflight_seconds = outcome.seconds
+                reason = self._score(run_dir, source, 0, PREFLIGHT_STEPS, "--batches", "1").get("reason", "")
+            else:
+                reason = f"{outcome.status}: {described(outcome.crash)}"
+        return self._blame(run_dir, reason) if reason else ""
+
+    def run(self, name: str, source: str, seed: int) -> Measured:
+        """Train this source for the budget and score it."""
+        self.check_data()
+        run_dir = self._fresh(name)
+        with self._at("waiting for the machine"):
+            before = self._fit()
+        begun = time.monotonic()
+        budget = self.settings["minutes"] * 60
+        with self._at("training", run_dir):
+            outcome = self._train(run_dir, source, seed, budget + 2 * self.preflight_seconds + SLACK_SECONDS)
+        with self._at("scoring"):
+            after = self._condition()
+            score = self._score(run_dir, source, seed) if outcome.status == "ok" else {}
+        told = (outcome.peak_memory_mb / 1024, (time.monotonic() - begun) / 60)
+        seen = (vars(before), vars(after))
+        if reason := spoiled(before, after, self.usual_flops, outcome.status == "ok"):
+            return Measured("invalid", None, *told, reason, *seen)
+        if score.get("status") == "ok":
+            return Measured("ok", score["val_bpb"], *told, "", *seen)
+        reason = score.get("reason") or f"{outcome.status}: {described(outcome.crash)}"
+        reason = self._blame(run_dir, reason)
+        for path in excess(run_dir):  # it may have filled the disk
+            remove(path, self.folder)
+        return Measured("crash", None, *told, reason, *seen)
+
+    def _blame(self, run_dir: Path, reason: str) -> str:
+        """Why a run failed. Raises UserError where prepared data is damaged or the disk was full before it: that says
+        nothing about the change."""
+        self.check_data(PARTS)
+        if self.free >= ROOM_BYTES or not FULL.search(reason):
+            return reason
+        for path in excess(run_dir):
+            remove(path, self.folder)
+        raise UserError(
+            f"the disk is full: {self.free / 1e6:,.0f} MB were free in {self.folder} before the run {run_dir.name}; "
+            "make room and give the same command again, which repeats this run"
+        )
+
+    def check_data(self, parts: tuple[str, ...] = ()) -> None:
+        """Raise UserError when the prepared data is gone or these parts of it are damaged: no proposal is to blame."""
+        try:
+            open_prepared(Path(self.settings["prepared"]), parts)
+        except UserError as error:
+            preset = self.settings["preset"]
+            files = " FILES='...' as at first" * (preset["data"]["source"] == "files")
+            make = f"make prepare PRESET={preset['name']} VOCAB={preset['tokenizer']['vocab_size']}{files}"
+            raise UserError(f"{str(error).partition('; ')[0]}; `{make}` makes it anew, then run again") from None
+
+    @contextmanager
+    def _at(self, name: str, run_dir: Path | None = None) -> Iterator[None]:
+        self.phase = Phase(name, run_dir)
+        try:
+            yield
+        finally:
+            self.phase = Phase()
+
+    def _train(self, run_dir: Path, source: str, seed: int, seconds: float, *flags: str) -> guard.Outcome:
+        self.free = shutil.disk_usage(run_dir).free
+        sent = self._sent(run_dir.name, source, seed)
+        prepared = Path(self.settings["prepared"])
+        policy = Policy((run_dir,), readable=(self.worktree, prepared, sent), hidden=(prepared / "val.npy",))
+        env = os.environ | {"AUTORESEARCH_SETTINGS": str(sent / "settings.json")}
+        command = [sys.executable, str(sent / "train.py"), "--run-dir", str(run_dir), "--no-score", *flags]
+        limits = Limits(seconds, int(hardware.describe()["memory_gb"] * MEMORY_SHARE * 2**30))
+        outcome = guard.run(command, run_dir, policy, limits, sandbox=self.sandbox, env=env)
+        self._echo(read_bytes(run_dir / "run.log", ECHO_BYTES).decode(errors="replace"))
+        return outcome
+
+    def _echo(self, printed: str) -> None:
+        for line in printed.splitlines():
+            self.echo(f"| {clean(line, ECHO_CHARS)}")
+
+    def _sent(self, name: str, source: str, seed: int) -> Path:
+        """A folder with what the child reads: the source, its settings, and links to the pristine laboratory."""
+        sent = self.folder / "sent" / name
+        remove(sent, self.folder)
+        sent.mkdir(parents=True)
+        (sent / "train.py").write_text(source, encoding="utf-8")
+        (sent / "settings.json").write_text(json.dumps(self.settings | {"seed": seed}), encoding="utf-8")
+        for part in ("lab", "prepare.py", "presets"):
+            (sent / part).symlink_to(self.worktree / part)
+        return sent
+
+    def _score(self, run_dir: Path, source: str, seed: int, steps: int | None = None, *flags: str) -> dict[str, Any]:
+        """score.json of a scorer in its own process; a scorer that was killed is started once more."""
+        write_atomic(run_dir / "train.py", source)
+        write_atomic(run_dir / "settings.json", json.dumps(self.settings | {"seed": seed, "steps": steps}))
+        command = [
+            sys.executable,
+            str(self.worktree / "prepare.py"),
+            "score",
+            str(run_dir),
+            "--sandbox",
+            self.sandbox,
+            *flags,
+        ]
+        for _ in range(2):
+            (run_dir / "score.json").unlink(missing_ok=True)
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                cwd=self.worktree,
+                start_new_session=True,
+            )
+            self._echo(done.stdout + done.stderr)
+            if (run_dir / "score.json").is_file():
+                return json.loads((run_dir / "score.json").read_text(encoding="utf-8"))
+        line = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        return {"status": "rejected", "reason": f"no score: {line[:200]}"}
+
+    def _fresh(self, name: str) -> Path:
+        run_dir = self.folder / "runs" / name
+        remove(run_dir, self.folder)
+        run_dir.mkdir(parents=True)
+        return run_dir
+
+    def _condition(self) -> Condition:
+        now = condition()
+        self.usual_flops = max(self.usual_flops, now.flops)
+        return now
+
+    def _fit(self) -> Condition:
+        """The machine's condition when it is fit for a run, or after WAIT_SECONDS whatever it is."""
+        begun, told = time.monotonic(), ""
+        while reason := unfit(now := self._condition(), self.usual_flops):
+            if time.monotonic() - begun > WAIT_SECONDS:
+                break
+            if not told:
+                self.say(told := f"waiting: {reason}")
+            time.sleep(WAIT_SECONDS / 20)
+        return now
+
+
+def excess(run_dir: Path) -> list[Path]:
+    """What a run left besides its small records: checkpoint, scratch folders, and whatever fills the disk."""
+    return [path for path in run_dir.iterdir() if path.name not in RECORDS or path.lstat().st_size > RECORD_BYTES]
+
+
+def described(crash: Crash | None) -> str:
+    """A crash in one line."""
+    if crash is None:
+        return "ended from outside"
+    where = f" at train.py line {crash.line}: {crash.source}" if crash.line else ""
+    return f"{crash.type}: {crash.message}{where}"[:300]

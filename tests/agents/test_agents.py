@@ -1,0 +1,326 @@
+"""Briefing, sampler, hybrid, and the command agent with real scripts in real processes."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from experiment import PROGRAM, SETTINGS, SOURCE, briefing, long_history, night, outcome
+
+from lab.agents import Briefing, NoProposal, Tried, row
+from lab.agents.command import Command
+from lab.agents.hybrid import Hybrid
+from lab.agents.search import Search
+from lab.errors import UserError
+from lab.loop.proposal import Proposal, describe
+from lab.loop.source import fingerprint, set_constant
+
+# The briefing
+
+
+@pytest.mark.parametrize("tokens", [2000, 3000, 8000])
+def test_the_briefing_stays_in_its_bound_and_drops_the_oldest_rows(tokens):
+    sizes = []
+    for count in (0, 10, 100, 1000):
+        brief = briefing(count + 1, history=long_history(count), last_failure="NaN " * 9000, plateau=True)
+        text = brief.render(tokens)
+        sizes.append(len(text.encode()) / 2.5)
+        assert sizes[-1] <= tokens
+        if count:
+            assert f"{count:4d} discard" in text  # the latest always stays
+    assert sizes[3] - sizes[2] < 100
+    assert "older ones left out" in text
+    assert "   1 discard" not in text
+
+
+def test_the_briefing_says_where_we_stand():
+    near = Tried(7, "wider", "discard", -0.0004, None)
+    text = briefing(
+        9,
+        task="tinystories on M4",
+        value=0.9,
+        noise=0.002,
+        near_misses=(near,),
+        last_failure="ValueError: bad shape, line 12",
+        refused="changes nothing",
+    ).render(5000)
+    for part in (PROGRAM[:40], "tinystories on M4", "0.900000", "0.0020", "wider", "bad shape", "sent back", SOURCE):
+        assert part.strip() in text
+    assert "Plateau" not in text
+
+
+def test_code_that_does_not_fit_is_no_proposal_not_a_crash():
+    with pytest.raises(NoProposal, match="does not fit"):
+        briefing().render(200)
+
+
+def test_rows_of_the_history_are_one_line():
+    tried = Tried(3, "a\nb\x1b", "keep", -0.01, {"values": {"ROWS": 4}, "was": {"ROWS": 8}})
+    assert row(tried) == "   3 keep     -0.01000 [ROWS 8 -> 4] a b"
+    assert "--" in row(Tried(3, "a", "crash"))
+    sampled = Tried(3, "sampled: ROWS from 8 to 4", "keep", -0.01, tried.edit)
+    assert row(sampled) == "   3 keep     -0.01000 [ROWS 8 -> 4]"
+
+
+def test_the_menu_leaves_out_what_crashed_and_what_lies_beyond():
+    crashed = Tried(1, "", "crash", None, {"form": "set", "values": {"DEPTH": 6}, "was": {"DEPTH": 4}})
+    assert briefing().menu()["DEPTH"] == [2, 3, 5, 6, 8]
+    assert briefing(history=(crashed,)).menu()["DEPTH"] == [2, 3, 5]
+    low = Tried(2, "", "crash", None, {"form": "set", "values": {"MATRIX_LR": 0.016}, "was": {"MATRIX_LR": 0.02}})
+    assert briefing(history=(low,)).menu()["MATRIX_LR"] == [0.025, 0.032, 0.04]
+
+
+def test_the_history_may_come_from_json():
+    edit = {"form": "set", "values": {"BETAS": (0.9, 0.95)}, "was": {"BETAS": (0.8, 0.95)}}
+    read_back = Tried(1, "", "crash", None, json.loads(json.dumps(edit)))
+    assert read_back.edit["values"] == edit["values"]
+    assert (0.9, 0.95) in briefing().menu()["BETAS"]
+    assert (0.9, 0.95) not in briefing(history=(read_back,)).menu()["BETAS"]
+
+
+# search
+
+
+def test_search_changes_one_or_two_constants_and_never_repeats():
+    proposals = night(Search(seed=1), 40, lambda values: (0.001, "discard"))
+    sizes = [len(proposal.edit["values"]) for proposal in proposals]
+    assert set(sizes[:10]) == {1}
+    assert set(sizes) == {1, 2}
+    assert all(proposal.agent == "search" for proposal in proposals)
+
+
+def test_search_is_a_function_of_briefing_and_seed():
+    def judge(values):
+        return values["MATRIX_LR"], "discard"
+
+    first, second = night(Search(seed=4), 13, judge), night(Search(seed=4), 13, judge)
+    assert [p.source for p in first] == [p.source for p in second]
+    assert [p.source for p in night(Search(seed=5), 3, judge)] != [p.source for p in first[:3]]
+    again = Search(seed=4).propose(briefing(1, attempt=1))
+    assert again.source != first[0].source or again.source != Search(seed=4).propose(briefing(1, attempt=2)).source
+
+
+def test_search_prefers_the_side_that_paid():
+    one = "MATRIX_LR = 0.02  # Muon\n\n\ndef build_model(v):\n    return MATRIX_LR\n\n\ndef main():\n    pass\n"
+    history = []
+    for number, value in enumerate([0.01, 0.013, 0.016, 0.025, 0.032, 0.04] * 2, 1):
+        edit = {"form": "set", "values": {"MATRIX_LR": value}, "was": {"MATRIX_LR": 0.02}}
+        history.append(Tried(number, "", "discard", 0.02 - value, edit))
+    brief = Briefing(13, one, {}, history=tuple(history))
+    chosen = [Search(seed).propose(brief).edit["values"]["MATRIX_LR"] for seed in range(20)]
+    assert sum(value > 0.02 for value in chosen) >= 16
+
+
+def test_search_stays_away_from_a_crash():
+    def judge(values):
+        return (None, "crash") if values["WIDTH"] > 256 else (0.001, "discard")
+
+    crashes = [p for p in night(Search(seed=2), 40, judge) if p.edit["values"].get("WIDTH", 0) > 256]
+    assert len(crashes) <= 3
+
+
+def test_search_runs_dry_with_a_reason():
+    source = "TIED = False  # one switch\n\n\ndef build_model(v):\n    return TIED\n\n\ndef main():\n    pass\n"
+    brief = Briefing(1, source, {})
+    proposal = Search().propose(brief)
+    tried = frozenset({fingerprint(proposal.source, {})})
+    with pytest.raises(NoProposal):
+        Search().propose(dataclasses.replace(brief, tried=tried))
+
+
+def test_search_lives_with_experiments_of_others():
+    history = (
+        Tried(1, "structure", "keep", -0.1, {"form": "code", "definitions": ["MLP"]}),
+        Tried(2, "gone", "discard", 0.1, {"form": "set", "values": {"OLD_NAME": 3}, "was": {"OLD_NAME": 2}}),
+        Tried(3, "type", "discard", 0.1, {"form": "set", "values": {"DEPTH": "x", "TIED": 5}, "was": {}}),
+        Tried(4, "nan", "discard", float("nan"), {"form": "set", "values": {"DEPTH": 5}, "was": {"DEPTH": 4}}),
+        Tried(5, "none", "crash", None, None),
+        Tried(6, "slept", "invalid", -9.0, {"form": "set", "values": {"DEPTH": 5}, "was": {"DEPTH": 4}}),
+    )
+    assert Search().propose(briefing(7, history=history)).edit["form"] == "set"
+
+
+# hybrid
+
+
+class Scripted:
+    """An agent that proposes a fixed change, or refuses."""
+
+    def __init__(self, name: str, refusal: Exception | None = None):
+        self.name, self.refusal, self.told = name, refusal, []
+        source = set_constant(SOURCE, "DEPTH", 5)
+        self.proposal = Proposal(source, name, name, describe(source, SOURCE, SETTINGS))
+
+    def propose(self, brief: Briefing) -> Proposal:
+        if self.refusal:
+            raise self.refusal
+        return self.proposal
+
+    def tell(self, proposal: Proposal, result: Tried) -> None:
+        self.told.append((proposal.agent, result.number))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
+def test_the_hybrid_keeps_its_share_and_its_turns(share):
+    agents = Scripted("search"), Scripted("model")
+    names = [Hybrid(*agents, share=share).propose(briefing(n)).agent for n in range(1, 101)]
+    assert names.count("model") == round(100 * share)
+    assert names[40:] == [Hybrid(*agents, share=share).propose(briefing(n)).agent for n in range(41, 101)]
+
+
+def test_the_hybrid_asks_the_model_on_a_plateau_and_tells_both():
+    search, model = Scripted("search"), Scripted("model")
+    hybrid = Hybrid(search, model)
+    proposal = hybrid.propose(briefing(1, plateau=True))
+    hybrid.tell(proposal, outcome(1, proposal))
+    assert proposal.agent == "model"
+    assert search.told == model.told == [("model", 1)]
+
+
+@pytest.mark.parametrize("refusal", [NoProposal("asleep"), UserError("no model; run: ollama pull x")])
+def test_the_hybrid_falls_back_and_says_so(refusal):
+    said = []
+    hybrid = Hybrid(Scripted("search"), Scripted("model", refusal), share=1.0, say=said.append)
+    assert hybrid.propose(briefing()).agent == "search"
+    assert str(refusal) in said[0]
+    both = Hybrid(Scripted("search", NoProposal("dry")), Scripted("model", refusal))
+    with pytest.raises(NoProposal, match="dry"):
+        both.propose(briefing())
+
+
+def test_a_share_out_of_range_is_the_users_mistake():
+    with pytest.raises(UserError, match="0 to 1"):
+        Hybrid(Scripted("a"), Scripted("b"), share=1.5)
+
+
+# command
+
+
+def script(tmp_path, text: str) -> str:
+    """A real executable script standing in for a coding CLI."""
+    path = tmp_path / "tool.py"
+    path.write_text(f"import os, pathlib, subprocess, sys, time\n{text}\n")
+    return f"{sys.executable} {path}"
+
+
+EDIT = "p = pathlib.Path('train.py'); p.write_text(p.read_text().replace('SETTINGS.depth', '6'))"
+
+
+def test_a_command_edits_train_py_and_gives_its_hypothesis(tmp_path):
+    reads = "text = pathlib.Path('briefing.md').read_text(); assert 'wider' in text and 'Edit train.py' in text"
+    program = "assert 'Never stop' in pathlib.Path('program.md').read_text()"
+    repository = "assert not subprocess.check_output(['git', 'status', '--porcelain'])"
+    writes = "pathlib.Path('hypothesis.txt').write_text('deeper is better\\n')"
+    command = script(tmp_path, f"{reads}\n{program}\n{repository}\n{EDIT}\n{writes}\nprint('bye')")
+    history = (Tried(1, "wider", "discard", 0.1),)
+    proposal = Command(command).propose(briefing(2, history=history))
+    assert proposal.hypothesis == "deeper is better"
+    assert proposal.agent == "command"
+    assert proposal.edit == {"form": "set", "values": {"DEPTH": 6}, "was": {"DEPTH": 4}}
+
+
+def test_the_hypothesis_may_be_the_last_line_printed(tmp_path):
+    assert Command(script(tmp_path, f"{EDIT}\nprint('a')\nprint('more depth')")).propose(briefing()).hypothesis == (
+        "more depth"
+    )
+    assert Command(script(tmp_path, EDIT)).propose(briefing()).hypothesis == "DEPTH from 4 to 6"
+
+
+def test_a_tools_own_dot_files_are_its_own_business(tmp_path):
+    own = "os.mkdir('.tool'); open('.tool/log', 'w').write('x'); os.mkdir('__pycache__'); open('.x', 'w')"
+    assert Command(script(tmp_path, f"{EDIT}\n{own}")).propose(briefing()).edit["values"] == {"DEPTH": 6}
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("pass", "changes nothing"),
+        (f"{EDIT}\nopen('prepare.py', 'w').write('x')", "changes prepare.py"),
+        (f"{EDIT}\nopen('program.md', 'a').write('x')", "changes program.md"),
+        (f"{EDIT}\nos.mkdir('lab'); open('lab/scoring/score.py', 'w').write('x')", "changes lab/scoring/score.py"),
+        ("os.remove('train.py')", "train.py is gone"),
+        ("os.remove('train.py'); os.symlink('/etc/passwd', 'train.py')", "no plain file"),
+        ("os.remove('train.py'); os.mkfifo('train.py')", "no plain file"),
+        ("open('train.py', 'wb').write(b'\\xff\\xfe')", "not UTF-8"),
+        ("open('train.py', 'w').write('def (')", "does not parse"),
+        ("open('train.py', 'a').write('#' * 300_000)", "too long"),
+        (EDIT.replace("'6'", "'0'"), "at least 1"),
+    ],
+)
+def test_a_change_that_cannot_be_tried_is_refused_by_name(tmp_path, text, word, monkeypatch):
+    monkeypatch.setattr("lab.agents.command.REPAIRS", 0)
+    with pytest.raises(NoProposal, match=word):
+        Command(script(tmp_path, text)).propose(briefing())
+
+
+def test_a_command_may_repair_twice():
+    said = []
+    with pytest.raises(NoProposal, match="refused 3 times; the last: changes nothing"):
+        Command("true", say=said.append).propose(briefing())
+    assert len(said) == 3
+
+
+def test_a_refused_change_goes_back_with_its_reason_and_its_file(tmp_path):
+    text = (
+        "brief = pathlib.Path('briefing.md').read_text(); p = pathlib.Path('train.py'); code = p.read_text()\n"
+        "again = 'sent back' in brief and 'nothing defines' in brief and 'missing_name' in code\n"
+        "change = ('missing_name', '0.5') if again else ('return 1.0', 'return missing_name')\n"
+        "p.write_text(code.replace(*change))"
+    )
+    proposal = Command(script(tmp_path, text)).propose(briefing())
+    assert "return 0.5" in proposal.source
+    assert proposal.edit == {"form": "code", "definitions": ["schedule"]}
+
+
+def alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return subprocess.run(["ps", "-p", str(pid)], capture_output=True).returncode == 0 and sys.platform != "linux"
+
+
+@pytest.mark.parametrize("deaf", ["", "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "])
+def test_an_overrunning_command_dies_with_its_children(tmp_path, deaf, monkeypatch):
+    monkeypatch.setattr("lab.agents.command.GRACE_SECONDS", 0.3)
+    pids = tmp_path / "pids"
+    child = f"child = subprocess.Popen(['sleep', '60']); open('{pids}', 'w').write(f'{{os.getpid()}} {{child.pid}}')"
+    start = time.monotonic()
+    with pytest.raises(NoProposal, match="longer than 1 s"):
+        Command(script(tmp_path, f"{deaf}{child}\ntime.sleep(60)"), seconds=1).propose(briefing())
+    assert time.monotonic() - start < 10
+    assert not any(alive(int(pid)) for pid in pids.read_text().split())
+
+
+def test_what_a_command_leaves_running_is_killed(tmp_path):
+    pids = tmp_path / "pids"
+    child = f"child = subprocess.Popen(['sleep', '60']); open('{pids}', 'w').write(str(child.pid))"
+    Command(script(tmp_path, f"{EDIT}\n{child}")).propose(briefing())
+    assert not alive(int(pids.read_text()))
+
+
+def test_a_failing_and_a_chattering_command_are_no_proposal(tmp_path, monkeypatch):
+    with pytest.raises(NoProposal, match="status 3: no key"):
+        Command("echo no key; exit 3").propose(briefing())
+    with pytest.raises(NoProposal, match="status 127"):
+        Command("a-tool-that-is-not-there").propose(briefing())
+    monkeypatch.setattr("lab.agents.command.MAX_OUTPUT", 100_000)
+    with pytest.raises(NoProposal, match="printed more"):
+        Command("yes", seconds=20).propose(briefing())
+    with pytest.raises(UserError, match="needs a command"):
+        Command(" ")
+
+
+def test_gits_environment_does_not_reach_the_command(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
+    Command(script(tmp_path, f"assert 'GIT_DIR' not in os.environ\n{EDIT}")).propose(briefing())
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_importing_the_agents_does_nothing():
+    code = "import lab.agents, lab.agents.command, lab.agents.hybrid, lab.agents.search, lab.agents.ollama"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=os.getcwd())
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

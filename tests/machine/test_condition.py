@@ -1,0 +1,119 @@
+"""What is read of the machine's condition, and what it does to a run."""
+
+import dataclasses
+
+import pytest
+
+from lab.machine import condition
+
+BATTERY = """Now drawing from 'Battery Power'
+ -InternalBattery-0 (id=22151267)\t87%; discharging; 6:12 remaining present: true
+"""
+MAINS = """Now drawing from 'AC Power'
+ -InternalBattery-0 (id=22151267)\t100%; charged; 0:00 remaining present: true
+"""
+SWAP = "total = 2048.00M  used = 941.25M  free = 1106.75M  (encrypted)\n"
+
+
+def mac_condition(**changed: str):
+    """What the four commands print on a Mac."""
+    said = {
+        "vm.swapusage": SWAP,
+        "kern.memorystatus_vm_pressure_level": "1\n",
+        "com.apple.system.thermalpressurelevel": "com.apple.system.thermalpressurelevel 0\n",
+        "batt": MAINS,
+    } | changed
+    return condition._macos_condition(lambda *command: said[command[-1]])
+
+
+def test_a_macs_condition_is_read_from_the_systems_own_words():
+    assert mac_condition() == {"swap_mb": 941.25, "memory_pressure": 1, "heat": 0, "power": "AC"}
+    hot = {"com.apple.system.thermalpressurelevel": "com.apple.system.thermalpressurelevel 2\n"}
+    assert mac_condition(**hot, batt=BATTERY)["heat"] == 2
+    assert mac_condition(batt=BATTERY)["power"] == "battery"
+    assert mac_condition(batt="Now drawing from 'UPS Power'\n")["power"] is None
+
+
+def test_what_a_mac_does_not_tell_is_none():
+    def missing(*command: str) -> str:
+        raise FileNotFoundError(command[0])
+
+    assert condition._macos_condition(missing) == dict.fromkeys(("swap_mb", "memory_pressure", "heat", "power"))
+
+
+def test_a_linux_machines_condition(tmp_path):
+    for path, text in {
+        "proc/meminfo": "MemTotal: 100 kB\nSwapTotal:       2097148 kB\nSwapFree:        1048572 kB\n",
+        "proc/pressure/memory": "some avg10=30.00 avg60=1.0\nfull avg10=25.50 avg60=0.00 avg300=0.00 total=0\n",
+        "sys/class/power_supply/AC/online": "0\n",
+        "sys/class/power_supply/AC/type": "Mains\n",
+        "sys/class/power_supply/BAT0/online": "1\n",
+        "sys/class/power_supply/BAT0/type": "Battery\n",
+    }.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    assert condition._linux_condition(tmp_path) == {"swap_mb": 1024.0, "memory_pressure": 4, "power": "battery"}
+    (tmp_path / "proc/pressure/memory").unlink()
+    assert condition._linux_condition(tmp_path)["memory_pressure"] is None
+    nothing = {"swap_mb": None, "memory_pressure": None, "power": None}
+    assert condition._linux_condition(tmp_path / "elsewhere") == nothing
+
+
+def test_this_machine_has_a_condition():
+    now = condition.condition()
+    assert now.flops > 1e8
+    assert abs(now.slept) < 1e6
+    assert condition.spoiled(now, now, now.flops) == condition.unfit(now, now.flops) == ""
+
+
+WELL = condition.Condition(flops=1e11, slept=50.0, swap_mb=100.0, memory_pressure=1, heat=0, power="AC")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        ({}, {}, ""),
+        ({}, {"slept": 54.0}, ""),
+        ({}, {"slept": 60.0}, "slept for 10 s"),
+        ({}, {"power": "battery"}, "power source changed from AC to battery"),
+        ({"power": "battery"}, {"power": "battery"}, ""),
+        ({}, {"heat": 2, "flops": 7e10}, "grew hot (thermal pressure 0 to 2) and slow (70 %)"),
+        ({}, {"heat": 1, "flops": 7e10}, ""),
+        ({}, {"heat": 2}, ""),  # a Mac without a fan is always so: its runs compare with each other
+        ({"power": None}, {}, ""),
+        ({"heat": None}, {"heat": None}, ""),
+        ({}, {"memory_pressure": 4}, "memory pressure critical"),
+        ({}, {"memory_pressure": 2}, ""),
+        ({}, {"swap_mb": 1200.0}, "swapped 1100 MB"),
+        ({}, {"swap_mb": 900.0}, ""),
+        ({"swap_mb": None}, {"swap_mb": None}, ""),
+        ({"flops": 4e10}, {"flops": 4e10}, "ran at 40 % of its speed"),
+        ({"flops": 4e10}, {}, ""),
+    ],
+)
+def test_what_spoils_a_run(before, after, reason):
+    found = condition.spoiled(dataclasses.replace(WELL, **before), dataclasses.replace(WELL, **after), 1e11)
+    assert reason in found if reason else found == ""
+
+
+def test_a_run_that_failed_is_its_own_failure_unless_the_machine_slept():
+    after = dataclasses.replace(WELL, swap_mb=9000.0, memory_pressure=4, flops=1e9)
+    assert condition.spoiled(WELL, after, 1e11, finished=False) == ""
+    assert condition.spoiled(WELL, after, 1e11)
+    asleep = dataclasses.replace(after, slept=500.0)
+    assert "slept" in condition.spoiled(WELL, asleep, 1e11, finished=False)
+
+
+@pytest.mark.parametrize(
+    ("now", "reason"),
+    [
+        ({}, ""),
+        ({"heat": 1}, ""),
+        ({"heat": 2}, "is hot"),
+        ({"memory_pressure": 4}, "memory pressure"),
+        ({"flops": 3e10}, "30 % of its speed"),
+    ],
+)
+def test_what_keeps_a_run_from_starting(now, reason):
+    found = condition.unfit(dataclasses.replace(WELL, **now), 1e11)
+    assert reason in found if reason else found == ""

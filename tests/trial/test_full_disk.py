@@ -1,0 +1,57 @@
+"""A disk that fills up is named as what it is: no traceback, no experiment blamed, and room makes the run good."""
+
+import subprocess
+import sys
+
+import pytest
+from checkout import MINUTES, Checkout
+from conftest import refusal
+
+from lab.trial.sandbox import available
+
+NIGHT = ("agent_loop.py", "run", "--agent", "search", "--tag", "full", "--minutes", MINUTES, "--rigor", "none")
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    return Checkout(tmp_path_factory.mktemp("disk"))
+
+
+@pytest.fixture
+def small_disk(checkout, request):
+    """A folder of the checkout on a disk of its own; call it with another size to change that."""
+    folder = checkout.folder / request.param
+    folder.mkdir(exist_ok=True)
+
+    def mount(*options: str) -> bool:
+        return subprocess.run(["mount", *options, str(folder)], capture_output=True).returncode == 0
+
+    if sys.platform != "linux" or not mount("-t", "tmpfs", "-o", "size=200k", "tmpfs"):
+        pytest.skip("mounting a small tmpfs is not permitted here")
+    yield lambda size: mount("-o", f"remount,size={size}")
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("small_disk", ["runs"], indirect=True)
+def test_a_checkpoint_that_does_not_fit_is_one_line_and_counts_for_nothing(checkout, small_disk):
+    line = refusal(checkout.python("train.py", "--steps", 2, "-q", check=False))
+    assert "No space left on device" in line
+    assert list((checkout.folder / "runs").glob("*/*checkpoint*")) == []
+    assert list((checkout.folder / "runs").glob("*/.checkpoint*")) == []
+    assert small_disk("64m")
+    assert "val_bpb:" in checkout.python("train.py", "--steps", 2, "-q").stdout
+
+
+@pytest.mark.skipif(available() == "none", reason="no sandbox on this machine (install bubblewrap)")
+@pytest.mark.parametrize("small_disk", ["nights"], indirect=True)
+def test_a_night_on_a_full_disk_ends_by_name_and_goes_on_when_there_is_room(checkout, small_disk):
+    assert small_disk("64m")
+    checkout.python(*NIGHT, "--max-experiments", 0)
+    used = int(subprocess.check_output(["du", "-sk", checkout.folder / "nights"]).split()[0])
+    assert small_disk(f"{used + 200}k")  # room for the records of a run, not for another checkpoint
+    done = checkout.python(*NIGHT, "--max-experiments", 1, check=False)
+    assert (done.returncode, checkout.night("full").state.refused) == (1, 0)
+    assert "error: the disk is full: " in done.stderr.splitlines()[-1], done.stderr
+    assert small_disk("64m")
+    checkout.python(*NIGHT, "--max-experiments", 1)
+    assert checkout.night("full").state.counts()["crash"] == 0
