@@ -1,5 +1,8 @@
 """The one exception that is a message to the user rather than a bug."""
 
+import re
+
+ESCAPE = re.compile(r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?|\x1b.?", re.S)
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells give it
 
 
@@ -8,8 +11,8 @@ class UserError(Exception):
 
 
 def one_line(text: str | BaseException, limit: int = 200) -> str:
-    """A text, or an exception's message, as one printable line of at most `limit` characters."""
+    """A text, or an exception's message, as one printable line of at most `limit` characters: no escape sequences."""
     whole = str(text) or (type(text).__name__ if isinstance(text, BaseException) else "")
-    plain = whole[: 4 * limit].encode("utf-8", "replace").decode()
+    plain = ESCAPE.sub("", whole[: 20 * limit]).encode("utf-8", "replace").decode()
     plain = " ".join("".join(c if c.isprintable() else " " for c in plain).split())
     return plain if len(plain) <= limit else plain[: limit - 1].rstrip() + "…"

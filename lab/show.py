@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, TextIO
 
 import click
@@ -17,7 +18,10 @@ from rich.live import Live
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.text import Text
 
+from lab.errors import one_line
+
 QUIET, NORMAL, VERBOSE = range(3)
+LINE = 1000  # characters of a line of a night's log
 LOG_SECONDS = 5.0  # between plain lines when the output is not a terminal
 LIVE_SECONDS = 0.5  # between repaints of a training's display; one takes about a millisecond
 WIDEST = 100  # columns of a live display, however wide the terminal is
@@ -53,8 +57,13 @@ def examples(*lines: str) -> str:
     return "\n".join(["\b", "Examples:", *(f"  python {line}" for line in lines)])
 
 
+def log(line: str) -> None:
+    """A line of a night's log, with the time of day."""
+    print(f"{datetime.now():%H:%M:%S} {one_line(line, LINE)}", flush=True)
+
+
 def silent(line: str) -> None:
-    """What takes the place of a `say` that nobody wants to hear."""
+    """A `log` that prints nothing."""
 
 
 def live_console(stream: TextIO) -> Console | None:

@@ -1,6 +1,6 @@
 """A small train.py with the real one's contract, and nights in which its experiments are judged without training."""
 
-from lab.agents import Briefing, Tried
+from lab.agents.briefing import Briefing, Tried
 from lab.loop.proposal import Proposal
 from lab.loop.source import constants, fingerprint
 

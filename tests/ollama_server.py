@@ -181,26 +181,26 @@ class Handler(BaseHTTPRequestHandler):
         sent = int(sum(len(m["content"].encode()) for m in body["messages"]) / BYTES_PER_TOKEN)
         counted = min(sent, context - 1) // (2 if fault == "half" else 1)
 
-        def say(text: str) -> str:
+        def log(text: str) -> str:
             return json.dumps({"model": name, "message": {"role": "assistant", "content": text}, "done": False})
 
         if fault in ("trickle", "endless"):
             while not self.hub.stopping.is_set():
                 time.sleep(0.05 if fault == "trickle" else 0)
-                yield say("so " if fault == "trickle" else "so " * 5000)
+                yield log("so " if fault == "trickle" else "so " * 5000)
         text = "" if fault == "empty" else self.hub.answer(body)
         middle = len(text) // 2
-        yield say(text[:middle])
+        yield log(text[:middle])
         if fault == "error":
             yield json.dumps({"error": "an error was encountered while running the model: CUDA error"})
         elif fault == "garbage":
             yield "{half a li"
         elif fault == "list":
             yield "[1, 2]"
-        yield say(text[middle:])
+        yield log(text[middle:])
         last = {"done": True, "done_reason": "length" if fault == "length" else "stop"}
         last |= {"prompt_eval_count": counted, "eval_count": len(text) // 4, "load_duration": 1}
-        yield json.dumps(json.loads(say("")) | last)
+        yield json.dumps(json.loads(log("")) | last)
 
     def stream(self, lines: Iterator[str], broken: bool) -> None:
         self.send_response(200)

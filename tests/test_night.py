@@ -9,7 +9,7 @@ from checkout import git
 from simulated import begin
 
 import agent_loop
-from lab.agents import BYTES_PER_TOKEN
+from lab.agents.briefing import BYTES_PER_TOKEN, brief, outcome
 from lab.errors import UserError
 from lab.loop.verdict import FLOOR, INCUMBENT_RUNS
 from lab.show import silent
@@ -29,14 +29,14 @@ def resident_mb() -> float:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 def test_hundreds_of_experiments_in_flat_memory_with_a_bounded_briefing(night):
     n = night()
-    n.say = silent
+    n.log = silent
     assert n.go(60) == "done"
     before = resident_mb()
     assert n.go(240) == "done"
     state = n.journal.state
     assert len(state.experiments) == 301
     assert resident_mb() - before < 30  # MB; 240 experiments
-    briefing = n.briefing(n.branch.source(state.head()), 0, "", "")
+    briefing = brief(state, n.runner.settings, n.branch.source(state.head()))
     for bound in (8_000, 16_000):
         assert len(briefing.render(bound).encode()) <= bound * BYTES_PER_TOKEN
     assert len((n.folder / "results.tsv").read_text().splitlines()) == 302
@@ -50,8 +50,8 @@ def test_an_experiment_whose_runs_are_always_spoiled_is_given_up_and_the_night_g
     assert n.go(2) == "done"
     first, second = n.journal.state.experiments[1:]
     assert (first.status, first.runs) == ("crash", 3)
-    assert first.reason == "3 runs in a row were spoiled: the machine slept for 60 s"
-    assert n.tried(first).verdict == "invalid"  # nothing was learnt about the change, and it may be tried again
+    assert first.reason == "3 runs in a row did not count: the machine slept for 60 s"
+    assert outcome(first).verdict == "invalid"  # nothing was learnt about the change, and it may be tried again
     assert first.fingerprint not in n.journal.state.tried
     assert second.status in ("keep", "discard")
 
@@ -89,7 +89,7 @@ def test_a_baseline_that_was_killed_is_run_again_by_the_same_command(night):
     assert [e.hypothesis for e in state.experiments[:2]] == ["baseline", "baseline"]
     assert [e.status for e in state.experiments[:2]] == ["crash", "keep"]
     assert state.noise.df >= 1  # both runs of the baseline say how large the noise is
-    assert [t.number for t in n.briefing("", 0, "", "").history] == [2]
+    assert [t.number for t in brief(state, n.runner.settings, "").history] == [2]
     assert len(state.experiments) == 3
     assert "1 crashed" in agent_loop.summary(n)
 

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 
-from lab.agents import Agent, NoProposal
+from lab.agents.briefing import Agent, NoProposal
 from lab.agents.search import Search
 from lab.errors import UserError
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
-def choose_agent(kind: str, model: str, command: str, share: float, say: Say) -> Agent:
+def choose_agent(kind: str, model: str, command: str, share: float, log: Log) -> Agent:
     """The agent that proposes. `auto` is the hybrid when a model is named or an Ollama server with one answers, else
     search. Raises UserError when the model that was asked for cannot be used: before anything is made. A server that
     is away is only waited for when it is its turn."""
@@ -18,28 +18,28 @@ def choose_agent(kind: str, model: str, command: str, share: float, say: Say) ->
     if kind == "command":
         from lab.agents.command import Command
 
-        return Command(command, say=say)
+        return Command(command, log=log)
     from lab.agents.hybrid import Hybrid
     from lab.agents.ollama import Ollama
     from lab.agents.ollama_client import PATIENCE, Server
 
     asked_for = kind != "auto" or bool(model)
     try:
-        server = Server(patience=0.0, say=say)
-        ollama = Ollama(model, server=server, say=say)
+        server = Server(patience=0.0, log=log)
+        ollama = Ollama(model, server=server, log=log)
         ollama.choose()
     except UserError as reason:
         if asked_for:
             raise
-        return _alone(reason, say)
+        return _alone(reason, log)
     except NoProposal as reason:
         if not asked_for:
-            return _alone(reason, say)
-        say(f"{reason}; it is asked again at its turn")
+            return _alone(reason, log)
+        log(f"{reason}; it is asked again at its turn")
     server.patience = PATIENCE if asked_for else 0.0
-    return ollama if kind == "ollama" else Hybrid(Search(), ollama, share, say=say)
+    return ollama if kind == "ollama" else Hybrid(Search(), ollama, share, log=log)
 
 
-def _alone(reason: Exception, say: Say) -> Agent:
-    say(f"no local model ({reason}); the built-in search proposes alone")
+def _alone(reason: Exception, log: Log) -> Agent:
+    log(f"no local model ({reason}); the built-in search proposes alone")
     return Search()

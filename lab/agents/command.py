@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from lab.agents import Briefing, NoProposal, Tried
+from lab.agents.briefing import Briefing, NoProposal, Tried
 from lab.errors import UserError, one_line
 from lab.files import sha256
 from lab.loop import git
@@ -44,10 +44,10 @@ class Command:
 
     name = "command"
 
-    def __init__(self, command: str, seconds: float = 600.0, say: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(self, command: str, seconds: float = 600.0, log: Callable[[str], None] = lambda line: None) -> None:
         if not command.strip():
             raise UserError("the command agent needs a command; give one with --command")
-        self.command, self.seconds, self.say = command, seconds, say
+        self.command, self.seconds, self.log = command, seconds, log
 
     def propose(self, briefing: Briefing) -> Proposal:
         """Raises NoProposal when the command fails, runs out of time, or its last repair is refused too."""
@@ -59,7 +59,7 @@ class Command:
                 try:
                     return self._read(scratch, before, printed, briefing)
                 except Rejected as reason:
-                    self.say(f"command, try {attempt + 1} of {1 + REPAIRS}: {reason}")
+                    self.log(f"command, try {attempt + 1} of {1 + REPAIRS}: {reason}")
                     kept = read_source(scratch / "train.py", otherwise=briefing.source)
                     briefing = replace(briefing, refused=str(reason), refused_source=kept)
         raise NoProposal(f"the command's change was refused {1 + REPAIRS} times; the last: {briefing.refused}")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lab.agents import Briefing, Tried
+from lab.agents.briefing import Briefing, Tried
 from lab.errors import UserError
 from lab.loop.proposal import Proposal, describe
 

@@ -8,7 +8,7 @@ model was the best of all mixtures on this task.)
 
 from collections.abc import Callable
 
-from lab.agents import Agent, Briefing, NoProposal, Tried
+from lab.agents.briefing import Agent, Briefing, NoProposal, Tried
 from lab.errors import UserError
 from lab.loop.proposal import Proposal
 
@@ -25,11 +25,11 @@ class Hybrid:
         search: Agent,
         model: Agent,
         share: float = SHARE,
-        say: Callable[[str], None] = lambda line: None,
+        log: Callable[[str], None] = lambda line: None,
     ) -> None:
         if not 0 <= share <= 1:
             raise UserError(f"the model's share of the proposals must lie in 0 to 1, not {share}")
-        self.search, self.model, self.share, self.say = search, model, share, say
+        self.search, self.model, self.share, self.log = search, model, share, log
 
     def propose(self, briefing: Briefing) -> Proposal:
         """Raises NoProposal when neither agent has one."""
@@ -42,7 +42,7 @@ class Hybrid:
                 return agent.propose(briefing)
             except (NoProposal, UserError) as reason:  # not even a model that is missing ends the night
                 reasons.append(f"{agent.name}: {reason}")
-                self.say(f"no proposal by {agent.name}: {reason}")
+                self.log(f"no proposal by {agent.name}: {reason}")
         raise NoProposal("; ".join(reasons))
 
     def tell(self, proposal: Proposal, outcome: Tried) -> None:

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lab.agents import BYTES_PER_TOKEN, Briefing, NoProposal, Tried
 from lab.agents.answers import FORMS, Menu, NoAnswer, parse_answer, schema
+from lab.agents.briefing import BYTES_PER_TOKEN, Briefing, NoProposal, Tried
 from lab.agents.ollama_client import GRAMMAR, Model, Refused, Server, Unusable, full_name
 from lab.errors import UserError
 from lab.loop.proposal import REQUIRED, Proposal
@@ -73,13 +73,13 @@ class Ollama:
         think: bool = False,
         memory_gb: float = 0.0,  # for the model; 0: a share of this machine's
         server: Server | None = None,
-        say: Callable[[str], None] = lambda line: None,
+        log: Callable[[str], None] = lambda line: None,
     ) -> None:
         if form and form not in FORMS:
             raise UserError(f"unknown form of answer {form!r}; choose one of: {', '.join(FORMS)}")
-        self.server = server or Server(say=say)
+        self.server = server or Server(log=log)
         self.wanted, self.form, self.seed, self.think = model, form, seed, think
-        self.memory_gb, self.say = memory_gb, say
+        self.memory_gb, self.log = memory_gb, log
         self.model: Model | None = None
         self._left_out: defaultdict[str, set[str]] = defaultdict(set)  # model -> think, maxLength, format
         self._density: dict[str, float] = {}  # form -> most bytes per prompt token so far
@@ -93,7 +93,7 @@ class Ollama:
                 return self._draw(briefing, model, self._question(briefing, model))
             finally:
                 if not self.server.unload(model.name):
-                    self.say(f"{model.name} is still loaded: the next run shares the machine's memory with it")
+                    self.log(f"{model.name} is still loaded: the next run shares the machine's memory with it")
         except (UserError, Unusable) as error:  # the model was removed during the night, another program answers
             self.model = None
             raise NoProposal(str(error)) from None
@@ -107,16 +107,16 @@ class Ollama:
         if self.model is None:
             installed = [model for model in self.server.models() if model.completes]
             self.model = self._wanted(installed) if self.wanted else self._most_able(installed)
-            self.say(f"asking {self.model.name}, answers in the form: {' or '.join(self._forms(self.model))}")
+            self.log(f"asking {self.model.name}, answers in the form: {' or '.join(self._forms(self.model))}")
             self._say_where(self.model)
         return self.model
 
     def _say_where(self, model: Model) -> None:
         leaves = "train.py and the briefing leave this machine for"
         if not self.server.local:
-            self.say(f"{leaves} {self.server.host}")
+            self.log(f"{leaves} {self.server.host}")
         if model.remote:
-            self.say(f"{leaves} {model.remote}, where {model.name} runs")
+            self.log(f"{leaves} {model.remote}, where {model.name} runs")
 
     def _wanted(self, installed: list[Model]) -> Model:
         for model in installed:
@@ -192,7 +192,7 @@ class Ollama:
                 )
             except (Rejected, Unusable) as refusal:
                 reason = str(refusal)
-                self.say(f"{model.name}, draw {draw + 1} of {DRAWS}: {reason}")
+                self.log(f"{model.name}, draw {draw + 1} of {DRAWS}: {reason}")
                 self._learn(model, refusal)
         raise NoProposal(f"{model.name} gave no usable answer in {DRAWS} draws; the last: {reason}")
 

@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 import httpx
 
 from lab import network
-from lab.agents import NoProposal
 from lab.agents.answers import MAX_ANSWER
+from lab.agents.briefing import NoProposal
 from lab.errors import UserError, one_line
 
 with network.hidden("OLLAMA_HOST"):  # it makes a client as it is imported, and nonsense in one of them ends that
@@ -109,7 +109,7 @@ class Server:
         patience: float = PATIENCE,
         answer_seconds: float = 300.0,  # loading the model and reading the prompt included
         first_pause: float = 1.0,
-        say: Callable[[str], None] = lambda line: None,
+        log: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.url = address(host or os.environ.get("OLLAMA_HOST", ""))
         self.host = self.url if host or "OLLAMA_HOST" not in os.environ else f"{self.url} (OLLAMA_HOST)"
@@ -120,7 +120,7 @@ class Server:
         with network.explained():
             self.client, self.control = (Client(self.url, timeout=limit, **more) for limit in limits)
         self.patience, self.answer_seconds = patience, answer_seconds
-        self.first_pause, self.say = first_pause, say
+        self.first_pause, self.log = first_pause, log
         self.asleep = False
         self.unread: dict[str, str] = {}  # installed model -> why it cannot be shown
 
@@ -177,7 +177,7 @@ class Server:
             except (Away, UserError):  # the server, or the model itself, is gone
                 return True
             except (Unavailable, Unusable) as error:
-                self.say(f"could not unload {model}: {error}; trying again")
+                self.log(f"could not unload {model}: {error}; trying again")
                 pause = min(2 * pause, LONGEST_PAUSE)
             time.sleep(pause)
         return False
@@ -241,12 +241,12 @@ class Server:
                     if isinstance(error, Foreign):
                         raise UserError(f"no Ollama server at {self.host}: {error}") from None
                     raise NoProposal(f"the Ollama server at {self.host} is not available: {error}") from None
-                self.say(f"Ollama: {error}; trying again in {min(pause, left):.0f} s")
+                self.log(f"Ollama: {error}; trying again in {min(pause, left):.0f} s")
                 time.sleep(min(pause, left))
                 pause = min(2 * pause, LONGEST_PAUSE)
         if self.asleep:
             self.asleep = False
-            self.say(f"the Ollama server at {self.host} is back")
+            self.log(f"the Ollama server at {self.host} is back")
         return result
 
 

@@ -24,7 +24,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from lab.agents import FAILED, Briefing, NoProposal, Tried
+from lab.agents.briefing import FAILED, Briefing, NoProposal, Tried
 from lab.loop.proposal import Proposal, check, describe, in_words
 from lab.loop.source import Rejected, set_constant
 

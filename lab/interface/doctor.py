@@ -285,7 +285,7 @@ def _hub() -> Iterator[Finding]:
 
 
 def _ollama() -> Iterator[Finding]:
-    from lab.agents import NoProposal
+    from lab.agents.briefing import NoProposal
     from lab.agents.ollama import MEMORY_SHARE
     from lab.agents.ollama_client import Server
 

@@ -25,8 +25,9 @@ from lab.files import ROOT, write_atomic
 from lab.interface.plot import picture, short
 from lab.loop.git import run
 from lab.loop.history import Experiment, State
-from lab.loop.journal import Journal, read
+from lab.loop.journal import Journal, lock, read
 from lab.trial.crash import read_bytes
+from lab.trial.sandbox import available
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 WATCH_SECONDS = 60  # after which a watched page loads itself anew
@@ -57,7 +58,7 @@ def write_report(folder: Path, stories: str | None = None) -> list[Path]:
     return [folder / "report.html", folder / "progress.png"]
 
 
-def serve(folder: Path, port: int, say: Callable[[str], None]) -> None:
+def serve(folder: Path, port: int, log: Callable[[str], None]) -> None:
     """Serve report.html on 127.0.0.1, written anew when it is asked for and the night went on, until Ctrl-C."""
 
     drawing, kept = threading.Lock(), {}  # state of the journal -> page; matplotlib's style is global
@@ -87,7 +88,7 @@ def serve(folder: Path, port: int, say: Callable[[str], None]) -> None:
         server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
     except OSError as error:
         raise UserError(f"port {port} cannot be used ({error.strerror}); choose another with --port") from None
-    say(f"night {folder.name} is on http://127.0.0.1:{server.server_port}/ until Ctrl-C")
+    log(f"night {folder.name} is on http://127.0.0.1:{server.server_port}/ until Ctrl-C")
     with server:
         server.serve_forever()
 
@@ -315,8 +316,20 @@ def _machine(report: Report) -> str:
     return f"<p>Over {_count(len(seen), 'run')}: {html.escape('; '.join(parts))}.{clean}</p>{told}{curve}"
 
 
-def sample_stories(folder: Path, sandbox: str) -> str | None:
-    """HTML: the same prompts continued by baseline and best; None where a checkpoint is missing."""
+def sample_stories(folder: Path, log: Callable[[str], None]) -> str | None:
+    """HTML: the same prompts continued by baseline and best; None, and why in the log, where that cannot be."""
+    sandbox = available()
+    if sandbox == "none":  # the models that write them are an agent's code
+        return None
+    try:
+        with lock(folder / "lock"):  # a running night must not be slowed down
+            return _samples(folder, sandbox)
+    except (UserError, OSError, ValueError, KeyError) as reason:
+        log(f"no stories: {reason}")
+        return None
+
+
+def _samples(folder: Path, sandbox: str) -> str | None:
     report = collect(folder)
     best = report.state.incumbent
     if not best:

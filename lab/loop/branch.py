@@ -36,7 +36,7 @@ class Branch:
     repository: Path
     worktree: Path
     name: str
-    say: Callable[[str], None] = print
+    log: Callable[[str], None] = print
 
     def ensure(self, start: str) -> Path:
         """git's entry of the worktree. Creates branch (at commit `start`) and worktree where they are missing, and
@@ -86,7 +86,7 @@ class Branch:
         if self.worktree.is_dir() and any(self.worktree.iterdir()):
             spare = next(path for n in count(1) if not (path := self.worktree.with_name(f"worktree-{n}")).exists())
             self.worktree.rename(spare)
-            self.say(f"{self.worktree} was no worktree of this night; what it held is in {spare}")
+            self.log(f"{self.worktree} was no worktree of this night; what it held is in {spare}")
 
     def _add(self, start: str) -> None:
         exists = git(self.repository, "rev-parse", "--verify", "--quiet", self.ref, check=False)

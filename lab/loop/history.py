@@ -40,6 +40,7 @@ class Experiment:
     commit: str
     fingerprint: str
     nodes: int
+    edit: dict[str, Any] | None = None  # what it changed, as in lab.loop.proposal.Proposal
     baseline: bool = False  # proposed while there was no incumbent: the first, and again where it was killed
     spoiled: bool = False  # its runs were spoiled by the machine; it counts as crashed
     status: Literal["pending", "keep", "discard", "crash"] = "pending"
@@ -179,7 +180,8 @@ class State:
 
     def _proposal(self, record: dict[str, Any]) -> None:
         given = {key: record[key] for key in ("id", "agent", "commit", "fingerprint", "nodes")}
-        self.pending = Experiment(**given, hypothesis=record["hypothesis"][:TEXT], baseline=self.incumbent is None)
+        given |= {"hypothesis": record["hypothesis"][:TEXT], "edit": record.get("edit")}
+        self.pending = Experiment(**given, baseline=self.incumbent is None)
         self.experiments.append(self.pending)
         self.tried[record["fingerprint"]] = record["id"]
         self.remeasure = True

@@ -1,4 +1,4 @@
-"""What a night needs before its first experiment: its task, its agent, when to stop, a machine that stays awake."""
+"""Opening a night, new or resumed: its tag and lock, its task, its branch and journal, and when it ends."""
 
 import json
 import os
@@ -12,24 +12,50 @@ from pathlib import Path
 from typing import Any
 
 from lab.errors import UserError
-from lab.files import ROOT, inside, write_atomic
-from lab.loop.git import repository
-from lab.loop.journal import lock
-from lab.show import NORMAL, QUIET
+from lab.files import ROOT, inside, register, write_atomic
+from lab.loop.branch import Branch
+from lab.loop.git import git, repository
+from lab.loop.journal import Journal, lock
+from lab.loop.source import Rejected, read_source
+from lab.show import NORMAL, QUIET, log, silent
 from lab.training.run import current_path, read_record
 from lab.trial.child import interrupts_left_to_child
+from lab.trial.runner import Runner
+from lab.trial.sandbox import available, self_test
 
-GOES_ON_HOURS = 6.0  # after its last record a night of yesterday's date goes on under that name
+RESUME_HOURS = 6.0  # after its last record a night of yesterday's date goes on under that name
 
-Say = Callable[[str], None]
+NIGHTS = ROOT / "nights"
+
+Log = Callable[[str], None]
 
 
 def tonight(nights: Path, now: datetime) -> str:
     """The tag of a night without one: today's date, or yesterday's while that night goes on past midnight."""
     today, yesterday = (f"{day:%b%d}".lower() for day in (now, now - timedelta(days=1)))
     journal = nights / yesterday / "journal.jsonl"
-    recent = journal.is_file() and now.timestamp() - journal.stat().st_mtime < GOES_ON_HOURS * 3600
+    recent = journal.is_file() and now.timestamp() - journal.stat().st_mtime < RESUME_HOURS * 3600
     return yesterday if recent and not (nights / today).exists() else today
+
+
+def tags() -> list[str]:
+    """Nights with a journal, the one that changed last at the end."""
+    journals = sorted(NIGHTS.glob("*/journal.jsonl"), key=lambda path: path.stat().st_mtime)
+    return [path.parent.name for path in journals if not path.parent.is_symlink()]
+
+
+def latest_tag() -> str:
+    """The tag whose journal changed last. Raises UserError when there is none."""
+    if not tags():
+        raise UserError("there is no night yet; start one with: python agent_loop.py run --tag NAME")
+    return tags()[-1]
+
+
+def existing(tag: str | None) -> str:
+    """The tag of a night that is there, the latest for none. Raises UserError when there is no such night."""
+    if tag and tag not in tags():
+        raise UserError(f"there is no night {tag}; there are: {', '.join(sorted(tags())) or 'none'}")
+    return tag or latest_tag()
 
 
 @contextmanager
@@ -81,13 +107,72 @@ def night_settings(folder: Path, preset: str | None, minutes: float | None, verb
     return settings
 
 
+def open_night(
+    folder: Path, *, preset: str | None, minutes: float | None, sandbox: str, verbosity: int = NORMAL
+) -> tuple[Branch, Journal, Runner]:
+    """The parts of a night, new or resumed. The caller holds its lock (`held`).
+
+    Raises UserError when nothing is prepared, the prepared data is gone, or the tag is used for something else."""
+    settings = night_settings(folder, preset, minutes, verbosity)
+    kind = chosen_sandbox(sandbox)
+    if kind in ("seatbelt", "landlock"):  # no loopback network inside: one process trains
+        settings["preset"]["batch"]["processes"] = 1
+    tell, echo = (log if verbosity > level else silent for level in (QUIET, NORMAL))
+    branch = Branch(ROOT, folder / "worktree", f"autoresearch/{folder.name}", log)
+    runner = Runner(folder, branch.worktree, settings, kind, log=tell, echo=echo)
+    runner.check_data()
+    register()
+    branch.ensure(git(ROOT, "rev-parse", "HEAD"))
+    journal = Journal(folder)
+    if not journal.state.start:
+        journal.record("start", tag=folder.name, commit=branch.head)
+    keep_edit(branch, journal)
+    return branch, journal, runner
+
+
+def chosen_sandbox(wanted: str) -> str:
+    """The kind of sandbox for a night. Raises UserError when the one that is asked for does not hold here."""
+    kind = available() if wanted == "auto" else wanted
+    if kind == "none":
+        what = "no sandbox: train.py, written by an agent, can read and write whatever you can, and the network"
+        print(f"warning: {what}", file=sys.stderr)
+    elif fault := self_test(kind):
+        raise UserError(f"the sandbox {kind} does not hold here ({fault}); choose another, or --sandbox none")
+    return kind
+
+
+def keep_edit(branch: Branch, journal: Journal) -> None:
+    """Save an edit of the worktree's train.py that is on no commit, before anything resets it; say where."""
+    edited = branch.worktree / "train.py"
+    if not os.path.lexists(edited):
+        return
+    known = {branch.source(commit).encode() for commit in (branch.head, journal.state.head())}
+    if edited.is_file() and edited.read_bytes().replace(b"\r\n", b"\n") in known:
+        return
+    saved = branch.worktree.parent / "saved" / f"{datetime.now():%Y%m%d-%H%M%S-%f}-train.py"
+    saved.parent.mkdir(exist_ok=True)
+    if edited.is_file():
+        write_atomic(saved, edited.read_bytes())
+    else:
+        edited.rename(saved)
+    log(f"train.py of the worktree was edited; the edit is saved as {saved}")
+
+
+def read_edit(path: Path) -> str | None:
+    """The text of an edited train.py, None where there is none. Raises UserError and leaves what cannot be read."""
+    try:
+        return read_source(path) if os.path.lexists(path) else None
+    except Rejected as reason:
+        raise UserError(f"{reason}; mend {path}, then try again") from None
+
+
 def next_time(at: time) -> datetime:
     """The next moment at which it is this time of day."""
     today = datetime.combine(datetime.now().date(), at)
     return today + timedelta(days=today <= datetime.now())
 
 
-def stopper(deadline: datetime | None, say: Say) -> Callable[[], str]:
+def stopper(deadline: datetime | None, log: Log) -> Callable[[], str]:
     """Says when to end: at the deadline, or after the first Ctrl-C or TERM; the second Ctrl-C ends at once."""
     asked = []
 
@@ -95,7 +180,7 @@ def stopper(deadline: datetime | None, say: Say) -> Callable[[], str]:
         asked.append(True)
         if len(asked) > 1:
             raise KeyboardInterrupt
-        say("stopping after this experiment; once more to stop at once (nothing is lost)")
+        log("stopping after this experiment; once more to stop at once (nothing is lost)")
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ask)

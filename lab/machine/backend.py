@@ -76,5 +76,6 @@ _keep_memory()
 
 import mlx.core as mx  # noqa: E402
 import mlx.nn as nn  # noqa: E402
+from mlx.utils import tree_flatten, tree_map, tree_unflatten  # noqa: E402
 
-__all__ = ["BLAS", "mx", "nn"]
+__all__ = ["BLAS", "mx", "nn", "tree_flatten", "tree_map", "tree_unflatten"]

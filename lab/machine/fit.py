@@ -50,7 +50,7 @@ TRIED = 2  # sizes that are measured besides, the most promising ones
 FLOOR, A, ALPHA, B, BETA = 0.45, 3.739, 0.20, 3347.0, 0.70
 RULE_HOLDS_FOR = "tinystories"  # other texts have another floor: there it only compares sizes
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 def predicted_bpb(parameters: float, tokens: float) -> float:
@@ -93,7 +93,7 @@ class Fitting:
 
     memory_mb: float  # that a training may take
     measure: Callable[[Preset], Measured | None]
-    say: Say
+    log: Log
 
     def batch(self, start: Measured, dtypes: Iterable[str]) -> Measured:
         """The fastest dtype and rows per pass, one after the other."""
@@ -114,7 +114,7 @@ class Fitting:
         while True:
             candidate = _with_batch(best.preset, rows=int(best.preset.batch.rows * factor))
             if factor > 1 and best.peak_memory_mb + growth > self.memory_mb:
-                self.say(f"  {named(candidate)}: not tried, could take {best.peak_memory_mb + growth:,.0f} MB")
+                self.log(f"  {named(candidate)}: not tried, could take {best.peak_memory_mb + growth:,.0f} MB")
                 return best
             found = self._faster(best, candidate)
             if found is best:
@@ -130,9 +130,9 @@ class Fitting:
     def tried(self, candidate: Preset) -> Measured | None:
         found = self.measure(candidate)
         if found and found.peak_memory_mb > self.memory_mb:
-            self.say(f"  {found}: over the bound of {self.memory_mb:,.0f} MB")
+            self.log(f"  {found}: over the bound of {self.memory_mb:,.0f} MB")
             return None
-        self.say(f"  {found or f'{named(candidate)}: failed'}")
+        self.log(f"  {found or f'{named(candidate)}: failed'}")
         return found
 
     def size(self, start: Measured) -> Measured:
@@ -229,14 +229,14 @@ def speed(steps: list[dict[str, Any]], batch: Batch) -> float:
     return batch.doubling * usual + (1 - batch.doubling) * doubled[0] if doubled else usual
 
 
-def fit(preset: Preset, prepared: Path, say: Say) -> dict[str, Any] | None:
+def fit(preset: Preset, prepared: Path, log: Log) -> dict[str, Any] | None:
     """Search for what fits this machine and cache it, with every candidate's figures. `preset` is adapted by its tier.
     None when that itself fails."""
     why: list[str] = []
 
     def tell(line: str) -> None:
         why.append(line.strip())
-        say(line)
+        log(line)
 
     facts = hardware.describe()
     on_metal = facts["backend"] == "metal"
@@ -249,7 +249,7 @@ def fit(preset: Preset, prepared: Path, say: Say) -> dict[str, Any] | None:
         tell(f"  other programs take {100 * taken:.0f} % of the processors; this is for what they leave")
     search = Fitting(bound, lambda candidate: train_shortly(candidate, prepared), tell)
     if (start := search.tried(preset)) is None:
-        say("  the tier's own setting fails: nothing is fitted")
+        log("  the tier's own setting fails: nothing is fitted")
         return None
     best = search.batch(start, [dtype for dtype in dtypes if dtype != "float16"])
     if several := not on_metal and facts["cpu_cores"] > 1:
@@ -304,16 +304,16 @@ def _path(preset: Preset) -> Path:
     return cache_root() / "fit" / f"{preset.name}-{digest[:12]}.json"
 
 
-def fitted(preset: Preset, prepared: Path, wanted: bool | None, say: Say) -> tuple[Preset, dict[str, Any] | None]:
+def fitted(preset: Preset, prepared: Path, wanted: bool | None, log: Log) -> tuple[Preset, dict[str, Any] | None]:
     """`preset` with what fits this machine, and the record of it; as it is, and None, if `wanted` is False or even that
     setting fails. None measures when nothing is cached or the machine has become faster, True measures anew."""
     if wanted is False:
         return preset, None
     found = None if wanted else _cached(preset)
     if found and (times := times_as_fast(found)) > OUTGROWN:
-        say(f"this machine is {times:.1f} times as fast as when it was fitted: measuring again")
+        log(f"this machine is {times:.1f} times as fast as when it was fitted: measuring again")
         found = None
-    found = found or fit(preset, prepared, say)
+    found = found or fit(preset, prepared, log)
     if found is None:
         return preset, None
     model, batch = replace(preset.model, **found["model"]), replace(preset.batch, **found["batch"])

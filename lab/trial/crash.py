@@ -13,10 +13,11 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab.errors import one_line
+
 MESSAGE_CHARS, NAME_CHARS, SOURCE_CHARS = 300, 80, 200
 STEPS, STEP_KEYS, STEP_BYTES = 3, 12, 2000
 HEADER = "Traceback (most recent call last):"
-ESCAPE = re.compile(r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?|\x1b.?", re.S)
 FRAME = re.compile(r'^  File "([^"\n]*)", line (\d+)(?:, in [^\n]*)?\n(?:    ([^\n]*))?', re.M)
 RAISED = re.compile(r"^([A-Za-z_][\w.]*)(?:: ?|$)", re.M)
 REFUSAL = re.compile(r"^(?:error|bwrap|sandbox-exec): [^\n]*", re.M)  # ours, and of a sandbox that fails
@@ -35,14 +36,6 @@ class Crash:
     last_steps: tuple[dict[str, float], ...] = ()
 
 
-def clean(text: str, limit: int) -> str:
-    """One printable line of at most `limit` characters: no escape sequences, no control or format
-    characters."""
-    text = ESCAPE.sub("", text[: 20 * limit])
-    text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
 def summary(log: str, steps: Path, default: str, program: str = "train.py") -> Crash:
     """The crash that a log tells of, by its last Python traceback. Without one, the type is `default` and the
     message the last line that starts with "error: ", as the laboratory's commands end when they refuse
@@ -52,7 +45,7 @@ def summary(log: str, steps: Path, default: str, program: str = "train.py") -> C
     if found:
         return Crash(*found, last_steps)
     refusals = REFUSAL.findall(log)
-    return Crash(default, clean(refusals[-1], MESSAGE_CHARS) if refusals else "", last_steps=last_steps)
+    return Crash(default, one_line(refusals[-1], MESSAGE_CHARS) if refusals else "", last_steps=last_steps)
 
 
 def traceback(log: str, program: str) -> tuple[str, str, int | None, str] | None:
@@ -68,8 +61,8 @@ def traceback(log: str, program: str) -> tuple[str, str, int | None, str] | None
         return None
     frames = [frame for frame in frames if frame.end() <= raised.start()]
     own = [frame for frame in frames if os.path.basename(frame[1]) == program]
-    line, source = (int(own[-1][2][:9]), clean(own[-1][3] or "", SOURCE_CHARS)) if own else (None, "")
-    return clean(raised[1], NAME_CHARS), clean(text[raised.end() :], MESSAGE_CHARS), line, source
+    line, source = (int(own[-1][2][:9]), one_line(own[-1][3] or "", SOURCE_CHARS)) if own else (None, "")
+    return one_line(raised[1], NAME_CHARS), one_line(text[raised.end() :], MESSAGE_CHARS), line, source
 
 
 def read_steps(path: Path) -> tuple[dict[str, float], ...]:

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from lab.data.shards import PARTS, open_prepared
-from lab.errors import UserError
+from lab.errors import UserError, one_line
 from lab.files import remove, write_atomic
 from lab.machine import hardware
 from lab.machine.condition import Condition, condition, spoiled, unfit
 from lab.show import silent
 from lab.trial import guard
-from lab.trial.crash import Crash, clean, read_bytes
+from lab.trial.crash import Crash, read_bytes
 from lab.trial.guard import Limits
 from lab.trial.sandbox import Policy
 
@@ -81,7 +81,7 @@ class Runner:
     settings: dict[str, Any]
     sandbox: str
     preflight_seconds: float = 0.0
-    say: Callable[[str], None] = print
+    log: Callable[[str], None] = print
     echo: Callable[[str], None] = silent  # hears what training and scorer print
     phase: Phase = field(default_factory=Phase)
     free: int = 0  # bytes on the disk before the run
@@ -170,7 +170,7 @@ class Runner:
 
     def _echo(self, printed: str) -> None:
         for line in printed.splitlines():
-            self.echo(f"| {clean(line, ECHO_CHARS)}")
+            self.echo(f"| {one_line(line, ECHO_CHARS)}")
 
     def _sent(self, name: str, source: str, seed: int) -> Path:
         """A folder with what the child reads: the source, its settings, and links to the pristine laboratory."""
@@ -230,7 +230,7 @@ class Runner:
             if time.monotonic() - begun > WAIT_SECONDS:
                 break
             if not told:
-                self.say(told := f"waiting: {reason}")
+                self.log(told := f"waiting: {reason}")
             time.sleep(WAIT_SECONDS / 20)
         return now
 

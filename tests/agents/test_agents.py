@@ -10,7 +10,7 @@ import time
 import pytest
 from experiment import PROGRAM, SETTINGS, SOURCE, briefing, long_history, night, outcome
 
-from lab.agents import Briefing, NoProposal, Tried, row
+from lab.agents.briefing import Briefing, NoProposal, Tried, row
 from lab.agents.command import Command
 from lab.agents.hybrid import Hybrid
 from lab.agents.search import Search
@@ -183,7 +183,7 @@ def test_the_hybrid_asks_the_model_on_a_plateau_and_tells_both():
 @pytest.mark.parametrize("refusal", [NoProposal("asleep"), UserError("no model; run: ollama pull x")])
 def test_the_hybrid_falls_back_and_says_so(refusal):
     said = []
-    hybrid = Hybrid(Scripted("search"), Scripted("model", refusal), share=1.0, say=said.append)
+    hybrid = Hybrid(Scripted("search"), Scripted("model", refusal), share=1.0, log=said.append)
     assert hybrid.propose(briefing()).agent == "search"
     assert str(refusal) in said[0]
     both = Hybrid(Scripted("search", NoProposal("dry")), Scripted("model", refusal))
@@ -240,7 +240,7 @@ def test_a_tools_own_dot_files_are_its_own_business(tmp_path):
         ("pass", "changes nothing"),
         (f"{EDIT}\nopen('prepare.py', 'w').write('x')", "changes prepare.py"),
         (f"{EDIT}\nopen('program.md', 'a').write('x')", "changes program.md"),
-        (f"{EDIT}\nos.mkdir('lab'); open('lab/scoring/score.py', 'w').write('x')", "changes lab/scoring/score.py"),
+        (f"{EDIT}\nos.makedirs('lab/scoring'); open('lab/scoring/score.py', 'w').write('x')", "changes lab/scoring/score.py"),
         ("os.remove('train.py')", "train.py is gone"),
         ("os.remove('train.py'); os.symlink('/etc/passwd', 'train.py')", "no plain file"),
         ("os.remove('train.py'); os.mkfifo('train.py')", "no plain file"),
@@ -259,7 +259,7 @@ def test_a_change_that_cannot_be_tried_is_refused_by_name(tmp_path, text, word, 
 def test_a_command_may_repair_twice():
     said = []
     with pytest.raises(NoProposal, match="refused 3 times; the last: changes nothing"):
-        Command("true", say=said.append).propose(briefing())
+        Command("true", log=said.append).propose(briefing())
     assert len(said) == 3
 
 

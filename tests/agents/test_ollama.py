@@ -10,7 +10,7 @@ import pytest
 from experiment import SOURCE, briefing, long_history, night
 from ollama_server import CODER, OllamaServer
 
-from lab.agents import NoProposal, Tried
+from lab.agents.briefing import NoProposal, Tried
 from lab.agents.hybrid import Hybrid
 from lab.agents.ollama import RESTING, Ollama, _rested
 from lab.agents.ollama_client import Server, billions, full_name
@@ -32,9 +32,9 @@ def serve():
 
 
 def agent_for(server: OllamaServer, said: list[str] | None = None, patience: float = 2.0, **kwargs) -> Ollama:
-    say = (said if said is not None else []).append
-    client = Server(server.url, patience=patience, answer_seconds=1.0, first_pause=0.05, say=say)
-    return Ollama(server=client, say=say, **kwargs)
+    log = (said if said is not None else []).append
+    client = Server(server.url, patience=patience, answer_seconds=1.0, first_pause=0.05, log=log)
+    return Ollama(server=client, log=log, **kwargs)
 
 
 def sized(parameters: float, **more) -> dict:

@@ -13,7 +13,7 @@ from hub_reader import refused as fetch_refused
 from ollama_server import CODER, OllamaServer, Page
 from test_ollama import agent_for, sized
 
-from lab.agents import NoProposal
+from lab.agents.briefing import NoProposal
 from lab.agents.choose import choose_agent
 from lab.agents.ollama_client import Server
 from lab.errors import UserError

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from test_night import night  # noqa: F401 (a fixture)
 
-import agent_loop
+from lab import show
 from lab.interface.dashboard import View
 from lab.interface.sample import write
 from lab.loop.history import Experiment
@@ -48,7 +48,7 @@ def test_the_panel_shows_a_hypothesis_as_it_is(night):  # noqa: F811
 
 
 def test_the_log_shows_a_line_as_one_line(capsys):
-    agent_loop.say(HOSTILE)
+    show.log(HOSTILE)
     told = capsys.readouterr().out
     assert told[8:].startswith(" [/INST] [red]x[/red] :smile: abc yyy")
     assert told.count("\n") == 1

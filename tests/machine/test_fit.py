@@ -215,7 +215,7 @@ def test_float16_is_measured_and_never_chosen(prepared, cache, monkeypatch):
 def test_fit_alone_is_of_what_was_prepared_last(prepared, cache, monkeypatch):
     before, asked = json.loads((cache / "current.json").read_text()), []
 
-    def fitted(preset, folder, wanted, say):
+    def fitted(preset, folder, wanted, log):
         asked.append((to_dict(preset), str(folder), wanted))
         return preset, None
 

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from lab.errors import one_line
 from lab.machine import processes
 from lab.trial import guard, sandbox
-from lab.trial.crash import Crash, clean, read_bytes, read_steps, summary
+from lab.trial.crash import Crash, read_bytes, read_steps, summary
 from lab.trial.guard import Limits, Outcome
 from lab.trial.sandbox import Policy
 
@@ -450,8 +451,8 @@ ValueError: shape
 
 
 def test_clean_leaves_one_printable_line() -> None:
-    assert clean("a\x1b[1;31mb\x1b[0m\r\n\tc\x9b2Jd\u200be\x7f", 50) == "ab cd e"
-    assert clean("ü" * 60, 50) == "ü" * 49 + "…"
+    assert one_line("a\x1b[1;31mb\x1b[0m\r\n\tc\x9b2Jd\u200be\x7f", 50) == "ab cd e"
+    assert one_line("ü" * 60, 50) == "ü" * 49 + "…"
 
 
 # The parts that differ between systems

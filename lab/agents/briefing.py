@@ -1,0 +1,248 @@
+"""Who proposes experiments: one Protocol, and the briefing that every agent gets.
+
+An agent is asked with `propose(briefing)` and told with `tell(proposal, outcome)`. All it may know is in the
+briefing, which is rebuilt from the journal before every experiment: an agent that keeps nothing else resumes
+after a kill as if nothing had happened. `NoProposal` means "none from me this time"; the caller asks another.
+
+The drivers: search (a sampler, needs nothing), ollama (a local model), command (any coding CLI) and hybrid.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from lab.errors import one_line
+from lab.files import ROOT
+from lab.loop import space
+from lab.loop.history import Experiment, State
+from lab.loop.proposal import Proposal, in_words
+from lab.loop.source import Constant, constants
+from lab.machine.hardware import describe
+from lab.preset import from_dict
+
+PLATEAU = 15  # experiments without a kept one
+BYTES_PER_TOKEN = 2.5  # code and figures give 3 to 4 with current tokenizers: estimates err on the long side
+FAILED = ("crash", "rejected", "timeout")  # verdicts of runs that gave no number; "invalid" runs are repeated
+
+
+class NoProposal(Exception):
+    """The agent has nothing to propose for this experiment; the message says why in one line."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One finished experiment, as agents see it."""
+
+    number: int
+    hypothesis: str
+    verdict: str  # keep, discard, crash, rejected, timeout, invalid
+    delta: float | None = None  # val_bpb against the incumbent of that time, negative is better; None: no number
+    edit: Mapping[str, Any] | None = None  # see proposal.Proposal; as it was or as JSON gave it back
+
+    def __post_init__(self) -> None:
+        if self.edit and "values" in self.edit:  # JSON has no tuples
+            object.__setattr__(self, "edit", {**self.edit, "values": _hashable(self.edit["values"])})
+
+
+class Agent(Protocol):
+    name: str
+
+    def propose(self, briefing: "Briefing") -> Proposal:
+        """The next experiment. Raises NoProposal, or UserError when only the user can mend it."""
+        ...
+
+    def tell(self, proposal: Proposal, outcome: Tried) -> None:
+        """What became of a proposal."""
+        ...
+
+
+@dataclass(frozen=True)
+class Briefing:
+    """Everything an agent may know before it proposes."""
+
+    number: int  # of the experiment to propose, from 1
+    source: str  # the incumbent's train.py
+    settings: Mapping[str, Any]  # what SETTINGS.key stands for
+    program: str = ""  # program.md
+    task: str = ""  # task and machine in one line
+    value: float | None = None  # the incumbent's val_bpb
+    noise: float | None = None  # standard deviation of one run's val_bpb
+    history: Sequence[Tried] = ()  # oldest first
+    near_misses: Sequence[Tried] = ()
+    last_failure: str = ""  # structured summary of the last crash
+    refused: str = ""  # why the last proposal for this very experiment was sent back
+    refused_source: str = ""  # that proposal's train.py, for agents that can mend it
+    attempt: int = 0  # how often this experiment was asked for before; a new attempt draws anew
+    plateau: bool = False
+    tried: AbstractSet[str] = field(default_factory=frozenset)  # fingerprints, made with `settings`
+
+    def constants(self) -> dict[str, Constant]:
+        return constants(self.source, self.settings)
+
+    def menu(self, repeats: bool = False) -> dict[str, list[Any]]:
+        """What a constant may be set to: possible, never tried, not at or beyond a value that crashed.
+
+        With `repeats`, also what was tried: for a change that goes together with another.
+        """
+        block, limits = self.constants(), list(self._crashes())
+        menu = {}
+        for name, options in space.menu(self.source, self.settings, () if repeats else self.tried).items():
+            walls = [value for crashed, value in limits if crashed == name]
+            safe = [option for option in options if not _behind(option, walls, block[name].value)]
+            if safe:
+                menu[name] = safe
+        return menu
+
+    def render(self, max_tokens: int, code: str | None = None) -> str:
+        """The briefing as Markdown of about `max_tokens` tokens at most; `code`, if given, for the source.
+
+        When it does not fit, the oldest rows of the history go first, then the end of program.md. Raises
+        NoProposal when the code alone is too long.
+        """
+        room = int(max_tokens * BYTES_PER_TOKEN)
+        code = self.source if code is None else code
+        shown = f"## train.py\n```python\n{code.strip()}\n```" if code else ""
+        parts = (self._standing(), shown, self._failures(room // 8), self._near_misses(), self._plateau())
+        fixed = [part for part in parts if part]
+        room -= sum(_bytes(part) + 2 for part in fixed)
+        if room < 0:
+            raise NoProposal(f"the code does not fit a briefing of {max_tokens} tokens; give the agent more")
+        program = _cut(f"# Programme\n{self.program.strip()}", max(room // 4, room - 6000)) if self.program else ""
+        history = self._history(room - _bytes(program) - 2)
+        return "\n\n".join(part for part in (program, *fixed, history) if part) + "\n"
+
+    def _standing(self) -> str:
+        value = "not measured yet" if self.value is None else f"{self.value:.6f}"
+        noise = "" if self.noise is None else f", one run's standard deviation {self.noise:.4f}"
+        return (
+            f"## Where we stand\n{self.task}\nExperiment {self.number}. "
+            f"The incumbent's val_bpb (bits per byte, lower is better): {value}{noise}."
+        )
+
+    def _failures(self, room: int) -> str:
+        parts = [f"## The last failure\n{_cut(self.last_failure, min(room, 1500))}"] if self.last_failure else []
+        parts += [f"## Your last proposal was sent back\n{self.refused[:300]}"] if self.refused else []
+        return "\n\n".join(parts)
+
+    def _near_misses(self) -> str:
+        rows = [row(tried) for tried in self.near_misses[-8:]]
+        return "\n".join(["## Near misses: better, but within the noise", *rows]) if rows else ""
+
+    def _plateau(self) -> str:
+        text = "Nothing was kept for long. Leave this neighbourhood: change something that was not touched yet."
+        return f"## Plateau\n{text}" if self.plateau else ""
+
+    def _history(self, room: int) -> str:
+        """As many of the latest rows as fit, oldest first."""
+        head = "## Tried so far (change in val_bpb against the incumbent of that time, negative is better)"
+        room -= _bytes(head) + 40
+        rows: list[str] = []
+        for tried in reversed(self.history):
+            line = row(tried)
+            room -= _bytes(line) + 1
+            if room < 0:
+                break
+            rows.append(line)
+        left_out = len(self.history) - len(rows)
+        note = [f"({left_out} older ones left out)"] if left_out else []
+        return "\n".join([head, *note, *reversed(rows)]) if rows else ""
+
+    def _crashes(self) -> Iterator[tuple[str, Any]]:
+        """(constant, value) of every experiment that changed this constant alone and failed."""
+        for tried in self.history:
+            values = (tried.edit or {}).get("values", {})
+            if tried.verdict in FAILED and len(values) == 1:
+                yield from values.items()
+
+
+def brief(state: State, night: Mapping[str, Any], source: str, attempt: int = 0, refused: str = "",
+          refused_source: str = "") -> Briefing:  # fmt: skip
+    """The briefing for the next experiment: `night` is its settings.json, `source` the incumbent's train.py."""
+    judged = [e for e in state.experiments if not e.baseline and e.status != "pending"]
+    kept = max((e.id for e in state.experiments if e.status == "keep"), default=0)
+    last = state.experiments[-1]
+    program = ROOT / "program.md"
+    return Briefing(
+        number=len(state.experiments),
+        source=source,
+        settings=from_dict(night["preset"]).settings(),
+        program=program.read_text(encoding="utf-8") if program.is_file() else "",
+        task=task_line(night),
+        value=state.incumbent.mean if state.incumbent else None,
+        noise=state.noise.sigma if state.noise else None,
+        history=[*map(outcome, judged), *map(refusal, state.refusals)],
+        near_misses=[outcome(e) for e in judged if e.near_miss],
+        last_failure=last.reason if last.status == "crash" and not last.spoiled else "",
+        refused=refused,
+        refused_source=refused_source,
+        attempt=attempt,
+        plateau=len(state.experiments) - kept > PLATEAU,
+        tried=state.tried.keys(),
+    )
+
+
+def task_line(night: Mapping[str, Any]) -> str:
+    """Task and machine of a night in one line."""
+    preset, chip = from_dict(night["preset"]), describe()
+    return (
+        f"Preset {preset.name}: context {preset.task.sequence_length} tokens, {night['minutes']:g} "
+        f"minutes of training on {chip['chip']} ({chip['backend']}, {chip['memory_gb']:.0f} GB)."
+    )
+
+
+def outcome(e: Experiment) -> Tried:
+    """An experiment as agents see it."""
+    verdict = "discard" if e.status == "pending" else "invalid" if e.spoiled else e.status
+    return Tried(e.id, e.hypothesis, verdict, e.delta, e.edit)
+
+
+def refusal(entry: Mapping[str, Any]) -> Tried:
+    """A refused proposal (State.refusals) as agents see it."""
+    return Tried(entry["after"] + 1, f"{entry['hypothesis']}: {entry['reason']}", "rejected")
+
+
+def row(tried: Tried) -> str:
+    """One line of the history: verdict, change of val_bpb, what was changed and why."""
+    delta = "   --   " if tried.delta is None else f"{tried.delta:+.5f}"
+    edit = tried.edit or {}
+    was = edit.get("was", {})
+    changes = [f"{name} {_short(was.get(name))} -> {_short(new)}" for name, new in edit.get("values", {}).items()]
+    changes += list(edit.get("definitions", ()))[:6]
+    what = f" [{one_line(', '.join(changes), 120)}]" if changes else ""
+    repeats = changes and "definitions" not in edit and in_words(edit) in tried.hypothesis  # says nothing more
+    why = "" if repeats else f" {one_line(tried.hypothesis)}"
+    return f"{tried.number:4d} {tried.verdict:8s} {delta}{what}{why}"
+
+
+def _hashable(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def _behind(option: Any, walls: list[Any], current: Any) -> bool:
+    """Whether an option lies at a value that crashed, or on its far side as seen from the current value."""
+    if option in walls:
+        return True
+    for wall in walls:
+        if all(type(item) in (int, float) for item in (option, wall, current)) and (
+            current < wall < option or option < wall < current
+        ):
+            return True
+    return False
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
+
+
+def _cut(text: str, room: int) -> str:
+    """The start of `text` in at most `room` bytes; says so when something was cut."""
+    raw = text.encode("utf-8", "replace")
+    if len(raw) <= room:
+        return text
+    mark = "\n[cut]"
+    return raw[: max(0, room - len(mark))].decode("utf-8", "ignore") + mark if room > 200 else ""
