@@ -240,7 +240,7 @@ def test_a_tools_own_dot_files_are_its_own_business(tmp_path):
         ("pass", "changes nothing"),
         (f"{EDIT}\nopen('prepare.py', 'w').write('x')", "changes prepare.py"),
         (f"{EDIT}\nopen('program.md', 'a').write('x')", "changes program.md"),
-        (f"{EDIT}\nos.makedirs('lab/scoring'); open('lab/scoring/score.py', 'w').write('x')", "changes lab/scoring/score.py"),
+        (f"{EDIT}\nos.makedirs('lab/a'); open('lab/a/score.py', 'w').write('x')", "changes lab/a/score.py"),
         ("os.remove('train.py')", "train.py is gone"),
         ("os.remove('train.py'); os.symlink('/etc/passwd', 'train.py')", "no plain file"),
         ("os.remove('train.py'); os.mkfifo('train.py')", "no plain file"),
