@@ -173,9 +173,9 @@ class Night:
     def judge(self) -> None:
         state = self.journal.state
         decision = state.judge(self.rigor, None if self.last is None else self.last - state.pending.id)
-        fields = {name: getattr(decision, name) for name in ("verdict", "who", "delta", "sigma", "near_miss", "reason")}
-        self.journal.record("verdict", id=state.pending.id, **fields)
-        self.log(f"{decision.verdict}: {decision.reason}")
+        self.journal.record("verdict", id=state.pending.id, **vars(decision))
+        if decision.reason:
+            self.log(f"{decision.verdict}: {decision.reason}")
 
     def settle(self, verdict: str) -> None:
         """Close the experiment: the journal first says so, then the branch follows."""

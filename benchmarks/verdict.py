@@ -1,18 +1,19 @@
-"""What the verdict is worth: simulated nights under the full rule and under upstream's (`--rigor none`).
+"""What the verdict is worth: simulated nights under the paired rule, under the one before it and under upstream's.
 
-    python benchmarks/verdict.py [--replicates FILE] [--sd BPB] [--seed N] [--nights N] [--out DIR]
+    python benchmarks/verdict.py [--nights N] [--seed N] [--out DIR]
 
-Effects and gains are in sigma, the run-to-run standard deviation. Noise is drawn with replacement from measured
-replicates (--replicates: JSON list of lists of val_bpb, one list a source; residuals about each list's mean, scaled
-by sqrt(n / (n - 1))), otherwise from a normal with the sd of 30 seeds on one GPU. Both rules see the same draws: a
-proposal's effect and the noise of its runs do not depend on the rule. It measures
-  A/A    nights of 200 proposals that change nothing: share kept, gain claimed though none is there;
-  power  share kept of a gain: as the first proposal after the baseline, and in nights of 100 proposals in
-         which one in ten has it and the others change nothing;
-  rehearsal  A/A, power and runs spent in nights of three experiments, whose end is known to the rule;
-  night  runs spent per real gain kept, and the true and the claimed gain after a budget of runs in a mixed night
-         (effect of a proposal: 10 % -2, 40 % 0, 50 % +2 sigma).
-Writes benchmarks/out/verdict.json, and verdict.png if matplotlib is there.
+A run of five and a half minutes gives the code's value, its seed's (sd 0.0073), noise (so that a pair's difference has
+sd 0.0018) and what the machine's pace does to it (-0.064 times its logarithm). The rules see the same machine: pace is
+steady; sags to 70 % within 20 minutes and stays there; swings between 60 and 100 % in the first hour; or loses up to a
+tenth to bursts of seconds. The paired rule is told each run's pace with an error of 0.5 %, the others are not. Kinds:
+  first        one proposal after the baseline: share kept where it changes nothing, where it gains 0.0025 (a third
+               of a seed's sd) and where it gains 0.0146 (two of them);
+  A/A          nights of 200 proposals that change nothing: share kept, runs a proposal, those of the baseline left out;
+  night        nights of 100 proposals of which one in ten gains 0.0025: shares kept, runs a gain kept, and how the
+               night's own figure for the gain compares with the true one;
+  three        nights of three proposals, whose end is known to the rule: share kept, runs in all.
+Writes verdict.json (`aa`, `power`, `null`: the worst over the machines, and the same below `old`), and verdict.png if
+matplotlib is there. N nights of each kind in the night, ten times as many first proposals.
 """
 
 import argparse
@@ -21,243 +22,278 @@ import random
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import exp, log, sqrt
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
+from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
-from lab.errors import UserError  # noqa: E402
+import unpaired  # noqa: E402
+
 from lab.files import write_atomic  # noqa: E402
-from lab.loop.verdict import BASELINE_RUNS, PRIOR_SHARE, Noise, decide  # noqa: E402
+from lab.loop.history import TEACHERS  # noqa: E402
+from lab.loop.verdict import Code, Run, decide  # noqa: E402
 
-BPB = 1.0  # true val_bpb of the baseline
-SEED_SD = 0.0089  # bpb, 30 seeds of one source on one GPU
-RULES = ("full", "none")
-EFFECTS = tuple(i / 2 for i in range(9))  # sigma
-
-Draw = Callable[[random.Random], float]  # noise of one run, unit variance
+BPB = 0.97  # val_bpb of the baseline
+SEED_SD, PAIR_SD = 0.0073, 0.0018  # measured at that val_bpb
+SLOPE = -0.064  # val_bpb on the logarithm of tokens, measured
+PACE_ERROR = 0.005  # sd of the logarithm of a measured pace
+RUN_MINUTES = 5.5
+GAIN, LARGE = 0.0025, 0.0146  # bits per byte
+MACHINES: dict[str, Callable[[float, random.Random], float]] = {  # logarithm of the pace after so many minutes
+    "steady": lambda minutes, rng: 0.0,
+    "sags": lambda minutes, rng: log(1 - 0.3 * min(1.0, minutes / 20)) + rng.gauss(0, 0.01),
+    "first hour": lambda minutes, rng: log(rng.uniform(0.6, 1.0)) if minutes < 60 else 0.0,
+    "bursts": lambda minutes, rng: -min(0.1, abs(rng.gauss(0, 0.03))),
+}
 
 
 @dataclass
+class Experiment:
+    """A proposal, or the baseline."""
+
+    id: int
+    true: float  # val_bpb beyond the baseline's
+    parent: int | None = None
+    runs: list[Run] = field(default_factory=list)
+    selected: int = 0
+    level: float = 0.0  # what the rule says of `true`
+
+    @property
+    def code(self) -> Code:
+        return Code(self.id, self.runs, self.parent, self.selected)
+
+
 class Night:
-    """What one simulated night came to; gains in sigma, positive is better."""
+    """One simulated night under one rule."""
 
-    runs: int = 0
-    proposals: dict[float, int] = field(default_factory=dict)  # by effect
-    kept: dict[float, int] = field(default_factory=dict)  # by effect
-    true: float = 0.0  # gain of the last incumbent over the baseline
-    claimed: float = 0.0  # the same by the rule's own numbers
+    def __init__(self, seed: int, machine: str, bounded: int | None = None):
+        self.seed, self.pace, self.proposals = seed, MACHINES[machine], bounded
+        self.rng, self.minutes, self.runs, self.highest = random.Random(seed), 0.0, 0, 0
+        self.experiments: list[Experiment] = []
+        self.kept: list[Experiment] = []
 
+    def run(self, experiment: Experiment, seed: int) -> None:
+        x = self.pace(self.minutes, self.rng)
+        effect = random.Random(f"{self.seed} {seed}").gauss(0, SEED_SD)
+        value = BPB + experiment.true + effect + SLOPE * x + self.rng.gauss(0, PAIR_SD / sqrt(2))
+        experiment.runs.append(Run(seed, value, exp(x + self.rng.gauss(0, PACE_ERROR))))
+        self.runs, self.minutes, self.highest = self.runs + 1, self.minutes + RUN_MINUTES, max(self.highest, seed)
 
-def simulate(rule: str, seed: int, effects: list[float], draw: Draw, sd: float, budget: float = float("inf"),
-             bounded: bool = False) -> Night:  # fmt: skip
-    """One night: `effects` in sigma, one a proposal (negative is better), until `budget` runs are spent. `bounded`:
-    the rule knows how many proposals there will be."""
-    replicates = random.Random(f"{seed} incumbent")
-    night, runs = Night(), [random.Random(f"{seed} {i}") for i in range(len(effects) + 1)]
-    true, noise = 0.0, Noise(PRIOR_SHARE * BPB)
-    incumbent = [BPB + sd * draw(runs[-1]) for _ in range(BASELINE_RUNS if rule == "full" else 1)]
-    night.runs, baseline, unselected = len(incumbent), fmean(incumbent), list(incumbent)
-    noise = Noise.of([unselected], noise.prior)
-    for number, (effect, rng) in enumerate(zip(effects, runs, strict=False), 1):
-        to_come = len(effects) - number if bounded else None
-        if night.runs >= budget:
-            break
-        candidate, fresh = [BPB + sd * (true + effect + draw(rng))], []
-        night.runs += 1
-        while (verdict := decide(incumbent, candidate, noise, rule, to_come=to_come)).verdict == "again":
-            own = verdict.who == "candidate"
-            value = BPB + sd * (true + effect + draw(rng) if own else true + draw(replicates))
-            noise = noise.joined(fresh if own else unselected, value)
-            for values in (candidate, fresh) if own else (incumbent, unselected):
-                values.append(value)
-            night.runs += 1
-        night.proposals[effect] = night.proposals.get(effect, 0) + 1
-        if verdict.verdict == "keep":
-            night.kept[effect] = night.kept.get(effect, 0) + 1
-            true, incumbent, unselected = true + effect, candidate, fresh
-    night.true, night.claimed = -true, (baseline - fmean(incumbent)) / sd
-    return night
+    @property
+    def incumbent(self) -> Experiment | None:
+        return self.kept[-1] if self.kept else None
 
+    @property
+    def to_come(self) -> int | None:
+        return None if self.proposals is None else self.proposals + 1 - len(self.experiments)
 
-def share(nights: list[Night], effect: float) -> float:
-    """Share of the proposals with this effect that were kept."""
-    return sum(n.kept.get(effect, 0) for n in nights) / sum(n.proposals.get(effect, 0) for n in nights)
+    def propose(self, effect: float) -> tuple[bool, int]:
+        """Judge a change with this effect (the first is the baseline): whether it is kept, and its runs."""
+        best, before = self.incumbent, self.runs
+        new = Experiment(len(self.experiments), (best.true if best else 0.0) + effect)
+        self.experiments.append(new)
+        if keep := self.judge(new):
+            if best:
+                new.parent, new.selected = best.id, len(new.runs)
+            self.kept.append(new)
+        return keep, self.runs - before
 
-
-def mean_error(values: list[float]) -> dict[str, float]:
-    """Mean and its standard error over nights."""
-    return {"mean": round(fmean(values), 4), "error": round(stdev(values) / len(values) ** 0.5, 4)}
-
-
-def null_nights(rule: str, nights: int, seed: int, draw: Draw, sd: float) -> dict:
-    runs = [simulate(rule, seed + i, [0.0] * 200, draw, sd) for i in range(nights)]
-    first = [simulate(rule, seed + i, [0.0] * 10, draw, sd) for i in range(10 * nights)]
-    return {
-        "kept_share": mean_error([share([n], 0.0) for n in runs]),
-        "kept_share_first_10": mean_error([share([n], 0.0) for n in first]),
-        "claimed_gain": mean_error([n.claimed for n in runs]),
-        "runs_per_proposal": round(sum(n.runs for n in runs) / (200 * nights), 3),
-    }
+    def judge(self, new: Experiment) -> bool:
+        """The paired rule."""
+        best = self.incumbent
+        others = [e for e in self.kept if e is not best]
+        others += [e for e in self.experiments if e not in self.kept and e is not new and len(e.runs) > 1][-TEACHERS:]
+        while True:
+            found = decide(
+                new.code, best and best.code, [e.code for e in others], new_seed=self.highest + 1, to_come=self.to_come
+            )
+            if best and new.runs:
+                best.level, new.level = found.standing, found.standing + found.delta
+            if found.verdict != "again":
+                return found.verdict == "keep"
+            self.run(new if found.who == "candidate" else best, found.seed)
 
 
-def power(rule: str, nights: int, seed: int, draw: Draw, sd: float) -> list[dict]:
-    rows = []
-    for effect in EFFECTS:
-        first = [simulate(rule, seed + i, [-effect], draw, sd) for i in range(10 * nights)]
-        mixed = [simulate(rule, seed + i, _one_in_ten(-effect, seed + i), draw, sd) for i in range(nights)]
-        gains = sum(n.kept.get(-effect, 0) for n in mixed)
-        rows.append(
-            {
-                "effect": effect,
-                "first": round(share(first, -effect), 4),
-                "in_night": round(night := share(mixed, -effect), 4),
-                "in_night_error": round((night * (1 - night) / sum(n.proposals[-effect] for n in mixed)) ** 0.5, 4),
-                "null_in_night": round(share(mixed, 0.0), 4),
-                "runs_per_gain": round(sum(n.runs for n in mixed) / gains, 1) if effect and gains else None,
-            }
-        )
-    return rows
+class OldNight(Night):
+    """The rule before: means over unpaired runs, seed is the number of the run."""
+
+    noise = unpaired.Noise(unpaired.PRIOR_SHARE * BPB)
+
+    def judge(self, new: Experiment) -> bool:
+        best, ran = self.incumbent, new
+        while True:
+            self.run(ran, len(ran.runs) + 1)
+            values = [run.value for run in ran.runs]
+            self.noise = self.noise.joined(values[ran.id > 0 : -1], values[-1])
+            known = [run.value for run in best.runs] if best else []
+            found = unpaired.decide(known, [run.value for run in new.runs], self.noise, self.to_come)
+            if found.verdict != "again":
+                new.level = fmean(run.value for run in new.runs) - fmean(r.value for r in self.experiments[0].runs)
+                return found.verdict == "keep"
+            ran = new if found.who == "candidate" else best
 
 
-def _one_in_ten(effect: float, seed: int) -> list[float]:
+class UpstreamNight(Night):
+    """Keep what is lower once."""
+
+    def judge(self, new: Experiment) -> bool:
+        self.run(new, 1)
+        new.level = new.runs[0].value - self.experiments[0].runs[0].value
+        return not self.incumbent or new.runs[0].value < self.incumbent.runs[0].value
+
+
+RULES: dict[str, type[Night]] = {"paired": Night, "old": OldNight, "upstream": UpstreamNight}
+
+
+def simulate(rule: str, seed: int, machine: str, effects: list[float], bounded: bool = False) -> tuple[Night, list]:
+    """A night, and (effect, kept, runs) of its proposals."""
+    night = RULES[rule](seed, machine, len(effects) if bounded else None)
+    night.propose(0.0)
+    return night, [(effect, *night.propose(effect)) for effect in effects]
+
+
+def one_in_ten(seed: int, effect: float, count: int = 100) -> list[float]:
     rng = random.Random(f"{seed} effects")
-    return [effect if rng.random() < 0.1 else 0.0 for _ in range(100)]
+    return [effect if rng.random() < 0.1 else 0.0 for _ in range(count)]
 
 
-def mixed_nights(rule: str, nights: int, seed: int, draw: Draw, sd: float, budget: int) -> dict:
-    results = []
-    for i in range(nights):
-        effects = random.Random(f"{seed + i} mixed").choices([-2.0, 0.0, 2.0], [0.1, 0.4, 0.5], k=budget)
-        results.append(simulate(rule, seed + i, effects, draw, sd, budget))
-    kept = {effect: sum(n.kept.get(effect, 0) for n in results) for effect in (-2.0, 0.0, 2.0)}
+def share(values: list[bool]) -> dict[str, float]:
+    """Of what is true, with its standard error."""
+    mean = fmean(values)
+    return {"share": round(mean, 4), "error": round(sqrt(mean * (1 - mean) / len(values)), 4)}
+
+
+def evaluate(rule: str, machine: str, nights: int, seed: int) -> dict[str, Any]:
+    def firsts(effect: float) -> list:
+        return [simulate(rule, seed + i, machine, [effect])[1][0] for i in range(10 * nights)]
+
+    null, gain, large = firsts(0.0), firsts(-GAIN), firsts(-LARGE)
+    same = [simulate(rule, 10**6 + seed + i, machine, [0.0] * 200) for i in range(max(1, nights // 2))]
+    mixed = [simulate(rule, 2 * 10**6 + seed + i, machine, one_in_ten(seed + i, -GAIN)) for i in range(nights)]
+    three = [simulate(rule, 3 * 10**6 + seed + i, machine, [0.0] * 3, bounded=True) for i in range(2 * nights)]
+    judged = [one for _, proposals in mixed for one in proposals]
+    gains = [kept for effect, kept, _ in judged if effect]
+    same_judged = [one for _, proposals in same for one in proposals]
+    runs = sorted(night.runs for night, _ in three)
     return {
-        "budget": budget,
-        "proposals": mean_error([float(sum(n.proposals.values())) for n in results]),
-        "true_gain": mean_error([n.true for n in results]),
-        "claimed_gain": mean_error([n.claimed for n in results]),
-        "kept_that_are_gains": round(kept[-2.0] / sum(kept.values()), 3),
-        "kept_that_are_losses": round(kept[2.0] / sum(kept.values()), 3),
-        "runs_per_gain": round(sum(n.runs for n in results) / kept[-2.0], 1),
-        "nights": [[round(n.true, 3), round(n.claimed, 3)] for n in results],
+        "first": {
+            "null": share([kept for _, kept, _ in null]),
+            "gain": share([kept for _, kept, _ in gain]),
+            "large": share([kept for _, kept, _ in large]),
+            "null_runs": round(fmean(runs for *_, runs in null), 3),
+        },
+        "aa": {
+            "null": share([kept for _, kept, _ in same_judged]),
+            "runs": round(fmean(runs for *_, runs in same_judged), 3),
+            "claimed": round(-fmean(night.incumbent.level for night, _ in same), 5),
+        },
+        "night": {
+            "gain": share(gains),
+            "null": share([kept for effect, kept, _ in judged if not effect]),
+            "runs_per_gain": round(sum(runs for *_, runs in judged) / max(1, sum(gains)), 1),
+            "null_runs": round(fmean(runs for effect, _, runs in judged if not effect), 3),
+            "true": round(-fmean(night.incumbent.true for night, _ in mixed), 5),
+            "claimed": round(-fmean(night.incumbent.level for night, _ in mixed), 5),
+            "nights": [[round(-n.incumbent.true, 5), round(-n.incumbent.level, 5)] for n, _ in mixed],
+        },
+        "three": {
+            "null": share([kept for _, proposals in three for _, kept, _ in proposals]),
+            "runs_median": runs[len(runs) // 2],
+            "runs_99_percent": runs[len(runs) * 99 // 100],
+        },
     }
 
 
-def rehearsals(rule: str, nights: int, seed: int, draw: Draw, sd: float) -> dict:
-    """Nights of three experiments, known beforehand: what the demo of the README costs."""
-    null = [simulate(rule, seed + i, [0.0] * 3, draw, sd, bounded=True) for i in range(10 * nights)]
-    gain = [simulate(rule, seed + i, [-2.0] * 3, draw, sd, bounded=True) for i in range(10 * nights)]
-    runs = sorted(n.runs for n in null)
+def worst(by_machine: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Over the machines."""
+    found = list(by_machine.values())
     return {
-        "kept_share": round(share(null, 0.0), 4),
-        "kept_at_2_sigma": round(share(gain, -2.0), 4),
-        "runs_median": runs[len(runs) // 2],
-        "runs_99_percent": runs[len(runs) * 99 // 100],
+        "aa": {
+            "first": max(one["first"]["null"]["share"] for one in found),
+            "night": max(one["aa"]["null"]["share"] for one in found),
+        },
+        "power": {"third_sigma": min(one[kind]["gain"]["share"] for one in found for kind in ("first", "night"))},
+        "null": {"runs": max(one["aa"]["runs"] for one in found)},
     }
 
 
-def measured(path: Path) -> tuple[Draw, float]:
-    """Standardised residuals of measured replicates, and their standard deviation in bpb."""
-    try:
-        groups = [group for group in json.loads(path.read_text(encoding="utf-8")) if len(group) > 1]
-        residuals = [(x - fmean(g)) * (len(g) / (len(g) - 1)) ** 0.5 for g in groups for x in g]
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} is no JSON list of lists of val_bpb: {error}") from error
-    sd = fmean([r * r for r in residuals]) ** 0.5 if residuals else 0.0
-    if not sd:
-        raise UserError(f"{path} has no replicates that differ; give at least one list of two or more val_bpb")
-    return lambda rng: rng.choice(residuals) / sd, sd
+ROWS = {
+    "A/A, first proposal": lambda r: r["first"]["null"]["share"],
+    "A/A, night of 200": lambda r: r["aa"]["null"]["share"],
+    "A/A, night of three": lambda r: r["three"]["null"]["share"],
+    "A/A, runs a proposal": lambda r: r["aa"]["runs"],
+    "A/A, gain claimed": lambda r: r["aa"]["claimed"],
+    "gain 0.0025 kept, first proposal": lambda r: r["first"]["gain"]["share"],
+    "gain 0.0025 kept, in a night": lambda r: r["night"]["gain"]["share"],
+    "gain 0.0146 kept, first proposal": lambda r: r["first"]["large"]["share"],
+    "no gain kept, in a night": lambda r: r["night"]["null"]["share"],
+    "runs of a change that is none, in a night": lambda r: r["night"]["null_runs"],
+    "runs a gain kept": lambda r: r["night"]["runs_per_gain"],
+    "night of 100: true gain": lambda r: r["night"]["true"],
+    "night of 100: claimed gain": lambda r: r["night"]["claimed"],
+    "night of three: runs, median": lambda r: r["three"]["runs_median"],
+    "night of three: runs, 99 %": lambda r: r["three"]["runs_99_percent"],
+}
 
 
-def picture(report: dict, path: Path) -> None:
+def table(rules: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """Markdown: the figures of every rule on every machine."""
+    lines = [f"| | | {' | '.join(MACHINES)} |", f"|---|---|{'---|' * len(MACHINES)}"]
+    for name, value in ROWS.items():
+        for rule, machines in rules.items():
+            lines.append(f"| {name} | {rule} | {' | '.join(f'{value(machines[m]):.4g}' for m in MACHINES)} |")
+    return "\n".join(lines)
+
+
+def picture(rules: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    for rule, colour in zip(RULES, ("tab:blue", "tab:orange"), strict=True):
-        rows = report[rule]["power"]
-        left.plot(EFFECTS, [r["first"] for r in rows], "--", color=colour, label=f"{rule}, first proposal")
-        left.plot(EFFECTS, [r["in_night"] for r in rows], "-o", color=colour, label=f"{rule}, in a night")
-        nights = report[rule]["night"]["nights"]
-        right.plot(*zip(*nights, strict=True), ".", color=colour, alpha=0.5, label=rule)
-    left.axhline(0.05, color="grey", linewidth=0.8)
-    left.axhline(0.8, color="grey", linewidth=0.8)
-    left.set(xlabel="true gain of the proposal (sigma)", ylabel="share kept", ylim=(0, 1.02))
-    right.axline((0, 0), slope=1, color="grey", linewidth=0.8)
-    budget = report["full"]["night"]["budget"]
-    right.set(xlabel="true gain (sigma)", ylabel="claimed gain (sigma)", title=f"mixed nights of {budget} runs")
-    for axes in (left, right):
-        axes.legend(frameon=False)
+    shown = [name for name in ROWS if " kept, " in name or name.startswith("A/A, f")]
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4.5), layout="constrained")
+    for number, (rule, machines) in enumerate(rules.items()):
+        places = [i + 0.27 * (number - 1) for i in range(len(shown))]
+        spans = [[ROWS[name](one) for one in machines.values()] for name in shown]
+        axes[0].barh(places, [fmean(span) for span in spans], 0.25, label=rule)
+        axes[0].hlines(places, [min(s) for s in spans], [max(s) for s in spans], color="black", linewidth=1)
+        costs = [machines[m]["night"]["runs_per_gain"] for m in MACHINES]
+        axes[1].bar([i + 0.27 * (number - 1) for i in range(len(MACHINES))], costs, 0.25, label=rule)
+        nights = [night for one in machines.values() for night in one["night"]["nights"]]
+        axes[2].plot(*zip(*nights, strict=True), ".", alpha=0.3, label=rule)
+    axes[0].set_yticks(range(len(shown)), shown)
+    axes[0].set(xlabel="share kept; line: over the machines", xlim=(0, 1))
+    axes[0].axvline(0.8, color="grey", linewidth=0.8)
+    axes[1].set_xticks(range(len(MACHINES)), MACHINES)
+    axes[1].set(ylabel="runs a gain of 0.0025 kept")
+    axes[2].axline((0, 0), slope=1, color="grey", linewidth=0.8)
+    axes[2].set(xlabel="true gain of a night of 100", ylabel="its own figure")
+    axes[2].legend(frameon=False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
-def table(report: dict) -> str:
-    lines = [f"noise: {report['noise']}", f"{'':44}{'full':>10}{'none':>10}"]
-
-    def row(name: str, value: Callable[[dict], object]) -> None:
-        cells = [value(report[rule]) for rule in RULES]
-        lines.append(f"{name:44}" + "".join(f"{c:>10.3f}" if c is not None else f"{'-':>10}" for c in cells))
-
-    row("A/A kept, 200 proposals", lambda r: r["null"]["kept_share"]["mean"])
-    row("A/A kept, first 10 proposals", lambda r: r["null"]["kept_share_first_10"]["mean"])
-    row("A/A gain claimed (sigma)", lambda r: r["null"]["claimed_gain"]["mean"])
-    row("A/A runs a proposal", lambda r: r["null"]["runs_per_proposal"])
-    for i, effect in enumerate(EFFECTS):
-        row(f"kept at {effect} sigma, first proposal", lambda r, i=i: r["power"][i]["first"])
-        row(f"kept at {effect} sigma, in a night", lambda r, i=i: r["power"][i]["in_night"])
-        row(f"kept at {effect} sigma, standard error", lambda r, i=i: r["power"][i]["in_night_error"])
-        row(f"runs per gain kept at {effect} sigma", lambda r, i=i: r["power"][i]["runs_per_gain"])
-    for key in report["full"]["rehearsal"]:
-        row(f"night of three: {key.replace('_', ' ')}", lambda r, key=key: r["rehearsal"][key])
-    row("mixed night: true gain (sigma)", lambda r: r["night"]["true_gain"]["mean"])
-    row("mixed night: claimed gain (sigma)", lambda r: r["night"]["claimed_gain"]["mean"])
-    row("mixed night: kept that are gains", lambda r: r["night"]["kept_that_are_gains"])
-    row("mixed night: kept that are losses", lambda r: r["night"]["kept_that_are_losses"])
-    row("mixed night: runs per gain kept", lambda r: r["night"]["runs_per_gain"])
-    return "\n".join(lines)
-
-
-def evaluate(draw: Draw, sd: float, nights: int, seed: int, budget: int = 100) -> dict:
-    return {
-        rule: {
-            "null": null_nights(rule, nights, seed, draw, sd),
-            "power": power(rule, nights, seed, draw, sd),
-            "rehearsal": rehearsals(rule, nights, seed, draw, sd),
-            "night": mixed_nights(rule, nights, seed, draw, sd, budget),
-        }
-        for rule in RULES
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--replicates", type=Path, help="JSON list of lists of measured val_bpb")
-    parser.add_argument("--sd", type=float, default=SEED_SD, help="sd of the normal noise, bpb (default %(default)s)")
     parser.add_argument("--nights", type=int, default=200, help="nights of each kind (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "out", help="folder of what is written")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("out"), help="folder of what is written")
     options = parser.parse_args()
-    draw, sd = (lambda rng: rng.gauss(0, 1)), options.sd
-    if options.replicates:
-        draw, sd = measured(options.replicates)
-    source = f"measured, {options.replicates}" if options.replicates else "normal, not measured here"
-    report = {"noise": f"sd {sd:.4f} bpb ({source})", **evaluate(draw, sd, options.nights, options.seed)}
-    out = options.out
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "verdict.json", json.dumps(report, indent=1))
-    print(table(report))
+    rules = {
+        rule: {machine: evaluate(rule, machine, options.nights, options.seed) for machine in MACHINES} for rule in RULES
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    report = worst(rules["paired"]) | {"old": worst(rules["old"]), "rules": rules}
+    write_atomic(options.out / "verdict.json", json.dumps(report, indent=1))
+    print(table(rules))
     try:
-        picture(report, out / "verdict.png")
+        picture(rules, options.out / "verdict.png")
     except ModuleNotFoundError:
         print("matplotlib is not installed: no picture")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    main()

@@ -45,8 +45,7 @@ def night(folder: Path, experiments: int) -> None:
             journal.record("run", id=step.id, who=step.who, run=step.run, seed=step.seed, **result, **told)
         elif step.action == "judge":
             found = state.judge()
-            told = {"delta": found.delta, "sigma": found.sigma, "near_miss": found.near_miss, "reason": found.reason}
-            journal.record("verdict", id=step.id, verdict=found.verdict, who=found.who, **told)
+            journal.record("verdict", id=step.id, **vars(found))
         else:
             event = {"keep": "kept", "discard": "discarded", "crash": "crashed"}[step.verdict]
             journal.record(event, id=step.id, reason="")

@@ -67,7 +67,7 @@ class Briefing:
     program: str = ""  # program.md
     task: str = ""  # task and machine in one line
     value: float | None = None  # the incumbent's val_bpb
-    noise: float | None = None  # standard deviation of one run's val_bpb
+    noise: float | None = None  # standard deviation of a difference of val_bpb at the same seed
     history: Sequence[Tried] = ()  # oldest first
     near_misses: Sequence[Tried] = ()
     last_failure: str = ""  # structured summary of the last crash
@@ -114,7 +114,7 @@ class Briefing:
 
     def _standing(self) -> str:
         value = "not measured yet" if self.value is None else f"{self.value:.6f}"
-        noise = "" if self.noise is None else f", one run's standard deviation {self.noise:.4f}"
+        noise = "" if self.noise is None else f"; differences at the same seed vary by {self.noise:.4f}"
         return (
             f"## Where we stand\n{self.task}\nExperiment {self.number}. "
             f"The incumbent's val_bpb (bits per byte, lower is better): {value}{noise}."
@@ -169,8 +169,8 @@ def brief(state: State, night: Mapping[str, Any], source: str, attempt: int = 0,
         settings=from_dict(night["preset"]).settings(),
         program=program.read_text(encoding="utf-8") if program.is_file() else "",
         task=task_line(night),
-        value=state.incumbent.mean if state.incumbent else None,
-        noise=state.noise.sigma if state.noise else None,
+        value=state.incumbent.val_bpb if state.incumbent else None,
+        noise=state.noise.pair if state.noise else None,
         history=[*map(outcome, judged), *map(refusal, state.refusals)],
         near_misses=[outcome(e) for e in judged if e.near_miss],
         last_failure=last.reason if last.status == "crash" and not last.spoiled else "",

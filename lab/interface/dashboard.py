@@ -88,8 +88,8 @@ class View:
         state = self.night.journal.state
         if not (best := state.incumbent):
             return "none yet: the baseline is being measured"
-        told = f"{best.mean:.6f} ± {state.noise.sigma:.4f} (experiment {best.id}, {runs(best)})"
-        return f"{told}, baseline {state.baseline.mean:.6f}" if best is not state.baseline else told
+        told = f"{best.val_bpb:.6f} ± {best.error:.4f} (experiment {best.id}, {runs(best)})"
+        return f"{told}, baseline {state.baseline.val_bpb:.6f}" if best is not state.baseline else told
 
     def now(self) -> Text:
         """The phase, how long it has lasted, and for training how far it is."""
@@ -135,8 +135,9 @@ def summary(night: Any) -> str:
     lines = [
         f"{night.folder.name}: {len(state.tried_out)} experiments: {counts['keep']} kept, {counts['discard']} "
         f"discarded, {counts['crash']} crashed, {state.refused} refused before training",
-        f"baseline  {state.baseline.mean:.6f}",
-        f"incumbent {best.mean:.6f} (experiment {best.id}, {runs(best)}; noise {state.noise.sigma:.4f})",
+        f"baseline  {state.baseline.val_bpb:.6f}",
+        f"incumbent {best.val_bpb:.6f} (experiment {best.id}, {runs(best)})",
+        f"noise     {state.noise}",
     ]
     lines += [f"  kept {e.id}: {e.hypothesis} ({e.delta:+.6f})" for e in state.tried_out if e.status == "keep"]
     return "\n".join(lines)

@@ -19,7 +19,7 @@ COLOURS = (  # on light and on dark paper
 
 
 def picture(state: State, name: str, dark: bool = False, narrow: bool = False) -> bytes:
-    """PNG: every experiment's mean, one standard error, the kept frontier and its labels (not on a phone)."""
+    """PNG: every experiment's val_bpb, one standard error, the kept frontier and its labels (not on a phone)."""
     os.environ.pop("MPLBACKEND", None)  # a notebook's; matplotlib reads it when imported
     import matplotlib.style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -32,15 +32,14 @@ def picture(state: State, name: str, dark: bool = False, narrow: bool = False) -
         axes = figure.subplots()
         figure.set_facecolor(PAPER[dark])
         axes.set_facecolor(PAPER[dark])
-        measured = [e for e in state.settled if e.values]
+        measured = [e for e in state.settled if e.val_bpb is not None]
         kept = [e for e in measured if e.status == "keep"]
-        sigma = state.noise.sigma if state.noise else 0.0
         for status in ("discard", "keep"):
             group = [e for e in measured if e.status == status]
             axes.errorbar(
                 [e.id for e in group],
-                [e.mean for e in group],
-                [sigma / len(e.values) ** 0.5 for e in group],
+                [e.val_bpb for e in group],
+                [e.error for e in group],
                 fmt="o",
                 markersize=6 if status == "keep" else 4,
                 linewidth=0.8,
@@ -49,16 +48,16 @@ def picture(state: State, name: str, dark: bool = False, narrow: bool = False) -
                 label={"keep": "kept", "discard": "discarded"}[status],
             )
         if kept:
-            low, high = _limits([e.mean for e in measured], kept, sigma)
+            low, high = _limits([e.val_bpb for e in measured], kept)
             last = max(e.id for e in state.settled)
-            axes.step([*(e.id for e in kept), last], [*(e.mean for e in kept), kept[-1].mean], where="post",
+            axes.step([*(e.id for e in kept), last], [*(e.val_bpb for e in kept), kept[-1].val_bpb], where="post",
                       color=colours["keep"], linewidth=1.5)  # fmt: skip
             if crashed := [e.id for e in state.settled if e.status == "crash"]:
                 axes.plot(crashed, [high] * len(crashed), "x", color=colours["crash"], label="crashed", clip_on=False)
             axes.set_ylim(low, high)
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.legend(frameon=False, loc="upper right")
-        axes.set(xlabel="experiment", ylabel="val_bpb" if narrow else "val_bpb (mean of its runs ± standard error)")
+        axes.set(xlabel="experiment", ylabel="val_bpb" if narrow else "val_bpb ± standard error")
         axes.set_title(f"{name}: {len(state.tried_out)} experiments, {max(0, len(kept) - 1)} kept")
         axes.spines[["top", "right"]].set_visible(False)
         if not narrow:
@@ -83,12 +82,12 @@ class Box(NamedTuple):
         return not (across & (self.low < high + GAP) & (low < self.high + GAP)).any()
 
 
-def _limits(means: list[float], kept: list[Experiment], sigma: float) -> tuple[float, float]:
+def _limits(values: list[float], kept: list[Experiment]) -> tuple[float, float]:
     """Of the y axis: the frontier and the usual failures; a few disasters may lie outside."""
-    best, base = min(e.mean for e in kept), kept[0].mean
-    usual = sorted(means)[int(0.9 * (len(means) - 1))]
-    room = max(base - best, 4 * sigma, 1e-3)
-    return best - 0.25 * room - sigma, max(base, min(usual, base + 2 * room)) + 0.35 * room + sigma
+    best, base, error = min(e.val_bpb for e in kept), kept[0].val_bpb, max(e.error for e in kept)
+    usual = sorted(values)[int(0.9 * (len(values) - 1))]
+    room = max(base - best, 4 * error, 1e-3)
+    return best - 0.25 * room - error, max(base, min(usual, base + 2 * room)) + 0.35 * room + error
 
 
 def _label(axes: Any, measured: list[Experiment], kept: list[Experiment]) -> None:
@@ -98,7 +97,7 @@ def _label(axes: Any, measured: list[Experiment], kept: list[Experiment]) -> Non
 
     def place(experiment: Experiment) -> tuple[float, float]:
         """Of its point, as shares of the axes."""
-        return (experiment.id - left) / (right - left), (experiment.mean - low) / (high - low)
+        return (experiment.id - left) / (right - left), (experiment.val_bpb - low) / (high - low)
 
     taken = [Box(x, x, y, y) for x, y in map(place, measured)]
     for (x, y), (later, lower) in pairwise(map(place, kept)):
@@ -121,7 +120,7 @@ def _label(axes: Any, measured: list[Experiment], kept: list[Experiment]) -> Non
             continue
         taken += [box, leader]
         line = {"arrowstyle": "-", "linewidth": 0.5, "color": "grey", "shrinkA": 0, "relpos": ((x - start) / wide, 1)}
-        point = (experiment.id, experiment.mean)
+        point = (experiment.id, experiment.val_bpb)
         axes.annotate(name, point, (start, foot), textcoords="axes fraction", arrowprops=line, va="bottom", **style)
 
 

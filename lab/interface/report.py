@@ -26,6 +26,7 @@ from lab.interface.plot import picture, short
 from lab.loop.git import run
 from lab.loop.history import Experiment, State
 from lab.loop.journal import Journal, lock, read
+from lab.loop.verdict import Run
 from lab.trial.crash import read_bytes
 from lab.trial.sandbox import available
 
@@ -139,7 +140,8 @@ def page(report: Report, stories: str | None, refresh: int = 0) -> str:
         ),
         footer=html.escape(
             f"Written {datetime.now():%Y-%m-%d %H:%M} from {report.folder.name}/journal.jsonl. val_bpb: bits per byte "
-            "of the validation text, lower is better. sigma: what the same code moves with another seed."
+            "of the validation text, lower is better: the baseline's mean, and for others what was gained on it at "
+            "equal seeds. delta: against the incumbent; ±: its standard error."
         ),
         watch=f"setTimeout(() => location.reload(), {1000 * refresh});" if refresh else "",
     )
@@ -152,10 +154,9 @@ def summary(report: Report) -> str:
     if not best:
         return "No experiment is finished yet."
     counts, tried = state.counts(), state.tried_out
-    base, gain = state.baseline.mean, state.baseline.mean - best.mean
+    base, gain = state.baseline.val_bpb, state.baseline.val_bpb - best.val_bpb
     spent = sum(e.minutes for e in state.settled)
     took = f"{spent / 60:.1f} hours" if spent >= 60 else f"{spent:.0f} minutes"
-    sigma = state.noise.sigma
     first = (
         f"{_count(len(tried), 'experiment')} took {took} of training and scoring: {counts['keep']} kept, "
         f"{counts['discard']} discarded, {counts['crash']} crashed, {state.refused} refused beforehand."
@@ -165,31 +166,37 @@ def summary(report: Report) -> str:
         second = f"Nothing beat the baseline's {base:.4f} bits per byte beyond the noise ({_count(near, 'near miss')})."
     else:
         second = (
-            f"val_bpb fell from {base:.4f} to {best.mean:.4f} (-{100 * gain / base:.1f} %, {gain / sigma:.1f} sigma); "
-            f"the best is experiment {best.id}, {short(best.hypothesis, 80)}, the mean of "
-            f"{_count(len(best.values), 'run')}."
+            f"val_bpb fell from {base:.4f} to {best.val_bpb:.4f} (-{100 * gain / base:.1f} %) at equal seeds; "
+            f"the best is experiment {best.id}, {short(best.hypothesis, 80)}, after "
+            f"{_count(len(best.results), 'run')}."
         )
-    return f"{first} {second} One run of the same code varies by {sigma:.4f} ({100 * sigma / base:.1f} %)."
+    noise = str(state.noise)
+    return f"{first} {second} {noise[0].upper()}{noise[1:]}."
 
 
 def _row(report: Report, e: Experiment, sources: dict[int, list[str]], curves: dict[int, list[tuple]]) -> str:
     parent = report.parents.get(e.id)
     inside = [f"<p>{html.escape(e.reason)}</p>"] if e.reason else []
     if e.values:
-        inside.append(f'<p class="quiet">runs: {", ".join(f"{v:.4f}" for v in e.values)}; {html.escape(e.agent)}</p>')
+        inside.append(f'<p class="quiet">runs: {", ".join(map(_run, e.results))}; {html.escape(e.agent)}</p>')
     if parent and e.id in sources and parent.id in sources:
         inside.append(f"<pre>{_diff(sources[parent.id], sources[e.id])}</pre>")
     if curves[e.id]:
         inside.append(_losses(curves[e.id], curves.get(parent.id, []) if parent else []))
     idea = html.escape(e.hypothesis)
     text = f"<details><summary>{idea}</summary>{''.join(inside)}</details>" if inside else idea
-    value = f"{e.mean:.4f}" if e.values else ""
+    value = "" if e.val_bpb is None else f"{e.val_bpb:.4f}"
     return (
         f'<tr data-status="{e.status}"><td>{e.id}</td><td class="text" data-v="{idea}">{text}</td>'
         f'<td class="{e.status}">{e.status}</td><td>{value}</td>{_cell(e.delta if parent else None, "+.4f")}'
-        f'{_cell(e.sigma, ".4f", "wide")}<td class="wide">{e.runs}</td>{_cell(e.memory_gb, ".1f", "wide")}'
+        f'{_cell(e.error, ".4f", "wide")}<td class="wide">{e.runs}</td>{_cell(e.memory_gb, ".1f", "wide")}'
         f"{_cell(e.minutes, '.1f', 'wide')}</tr>"
     )
+
+
+def _run(run: Run) -> str:
+    pace = "" if run.pace is None else f", pace {run.pace:.2f}"
+    return f"{run.value:.4f} (seed {run.seed}{pace})"
 
 
 def _cell(value: float | None, form: str, kind: str = "") -> str:

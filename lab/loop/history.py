@@ -7,17 +7,19 @@ resumed, does next. No sources are kept and texts are cut, so that the state is 
 
 from collections import deque
 from dataclasses import dataclass, field
-from math import isfinite
+from math import inf, isfinite
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from lab.loop.verdict import PRIOR_SHARE, Decision, Noise, Rigor, decide
+from lab.loop.verdict import Code, Decision, Rigor, Run, decide
 
 TEXT = 300  # characters of a hypothesis or reason kept in the state
 REFUSALS = 20  # last refused proposals kept in the state
+TEACHERS = 40  # discarded experiments at most that a verdict reads: its time grows with their number
 # Fields of each event beside n, time and event; more may be added. id: experiment. commit: 40 hex digits. source:
 # sha256 of train.py. fingerprint: of its normalised AST ("" if it does not parse). nodes: of its AST. status:
-# ok | crash | invalid. val_bpb: None unless ok. minutes: wall-clock. delta, sigma: bits per byte.
+# ok | crash | invalid. val_bpb: None unless ok. minutes: wall-clock. delta, sigma: bits per byte. Journals of
+# earlier versions lack a run's pace and a verdict's seed, error, pair and standing.
 FIELDS: dict[str, tuple[str, ...]] = {
     "start": ("tag", "commit"),
     "proposal": ("id", "agent", "hypothesis", "commit", "source", "fingerprint", "nodes"),
@@ -44,24 +46,38 @@ class Experiment:
     baseline: bool = False  # proposed while there was no incumbent: the first, and again where it was killed
     spoiled: bool = False  # its runs were spoiled by the machine; it counts as crashed
     status: Literal["pending", "keep", "discard", "crash"] = "pending"
-    values: list[float] = field(default_factory=list)  # val_bpb of its valid runs, later replicates included
+    results: list[Run] = field(default_factory=list)  # its valid runs, later ones as incumbent included
+    parent: int | None = None  # the incumbent that it changes
+    selected: int = 0  # its first runs, which made it be kept
+    val_bpb: float | None = None  # of the baseline, and what by the verdicts was gained since
     runs: int = 0  # valid or not
     memory_gb: float = 0.0  # largest peak of its runs
     minutes: float = 0.0  # all its runs together
     delta: float | None = None  # the last verdict's, bits per byte
-    sigma: float | None = None
+    error: float | None = None  # standard error of delta; of the baseline, of its mean
     verdict: str = ""
     near_miss: bool = False
     reason: str = ""
 
     @property
-    def mean(self) -> float:
-        return fmean(self.values)
+    def values(self) -> list[float]:
+        return [run.value for run in self.results]
 
     @property
-    def unselected(self) -> list[float]:
-        """The runs that noise may be pooled from: a candidate's first decides whether there are others."""
-        return self.values if self.baseline else self.values[1:]
+    def code(self) -> Code:
+        """What the verdict is told of it."""
+        return Code(self.id, self.results, self.parent if self.status == "keep" else None, self.selected)
+
+
+class Noise(NamedTuple):
+    """Standard deviations in bits per byte, as the last verdict knew them."""
+
+    sigma: float  # of a run with another seed
+    pair: float | None  # of a difference at the same seed; None in journals that do not tell
+
+    def __str__(self) -> str:
+        pair = "" if self.pair is None else f", and a difference at the same seed by {self.pair:.4f}"
+        return f"one run of the same code varies by {self.sigma:.4f} with its seed{pair}"
 
 
 @dataclass(frozen=True)
@@ -72,7 +88,7 @@ class Step:
     id: int = 0  # the experiment at hand
     who: Literal["candidate", "incumbent"] = "candidate"
     run: str = ""  # name of the run, if action is "run"
-    seed: int = 0  # of the run: its number, so that runs of equal number share their seed
+    seed: int = 0  # of the run
     verdict: str = ""  # "keep", "discard" or "crash", if action is "settle"
 
 
@@ -85,7 +101,9 @@ class State:
     experiments: list[Experiment] = field(default_factory=list)  # index = id
     incumbent: Experiment | None = None
     pending: Experiment | None = None
-    noise: Noise | None = None  # from the baseline's first run on
+    baseline: Experiment | None = None  # what was kept first
+    noise: Noise | None = None  # from the first verdict on
+    seeds: int = 0  # the highest that a run had
     tried: dict[str, int] = field(default_factory=dict)  # AST fingerprint -> experiment, -1 for refused
     refusals: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=REFUSALS))
     refused: int = 0
@@ -99,11 +117,6 @@ class State:
         return [e for e in self.experiments if e.status != "pending"]
 
     @property
-    def baseline(self) -> Experiment | None:
-        """What was kept first."""
-        return next((e for e in self.experiments if e.status == "keep"), None)
-
-    @property
     def tried_out(self) -> list[Experiment]:
         """The settled experiments without the baseline."""
         return [e for e in self.settled if e is not self.baseline]
@@ -115,11 +128,12 @@ class State:
 
     def step(self) -> Step:
         """What comes next; a "run" with its name and seed."""
-        if self._next.action != "run":
-            return self._next
-        ran = self.incumbent if self._next.who == "incumbent" else self.pending
+        return self._run_step(self._next) if self._next.action == "run" else self._next
+
+    def _run_step(self, now: Step) -> Step:
+        ran = self.incumbent if now.who == "incumbent" else self.pending
         number = ran.runs + 1
-        return Step("run", self.pending.id, self._next.who, f"e{ran.id:04d}-r{number}", number)
+        return Step("run", self.pending.id, now.who, f"e{ran.id:04d}-r{number}", now.seed or number)
 
     def head(self) -> str:
         """The commit that the branch must be on: the candidate's, or the incumbent's once it is settled."""
@@ -129,9 +143,23 @@ class State:
 
     def judge(self, rigor: Rigor = "full", to_come: int | None = None) -> Decision:
         """The verdict on the pending experiment, once `step` says "judge"; `to_come` as in `decide`."""
-        known, values = self.incumbent, self.pending.values
-        simpler = known is not None and self.pending.nodes < known.nodes
-        return decide(known.values if known else [], values, self.noise, rigor, simpler, self.remeasure, to_come)
+        best = self.incumbent
+        return decide(
+            self.pending.code,
+            best and best.code,
+            [e.code for e in self._teachers()],
+            new_seed=self.seeds + 1,
+            rigor=rigor,
+            simpler=best is not None and self.pending.nodes < best.nodes,
+            remeasure=self.remeasure,
+            to_come=to_come,
+        )
+
+    def _teachers(self) -> list[Experiment]:
+        """What was kept and the last others that ran more than once: the verdict learns seeds and noise from them."""
+        known = [e for e in self.experiments if e.status in ("keep", "discard") and e is not self.incumbent]
+        kept = [e for e in known if e.status == "keep"]
+        return kept + [e for e in known if e.status == "discard" and len(e.results) > 1][-TEACHERS:]
 
     def check(self, event: str, fields: dict[str, Any]) -> None:
         """Raise ValueError if the event does not follow from this state: a bug in the caller, or a damaged file."""
@@ -149,6 +177,8 @@ class State:
     def _expected(self, event: str) -> dict[str, Any]:
         """What the event must say; ValueError if it is another's turn."""
         now = self.step()
+        if event == "run" and now.action == "judge" and not self.pending.runs:
+            now = self._run_step(now)  # earlier versions had no verdict before the first run
         turn = {"proposal": "propose", "run": "run", "verdict": "judge"} | dict.fromkeys(CLOSING, "settle")
         wrong = CLOSING.get(event, now.verdict) != now.verdict
         if event in turn and (turn[event] != now.action or wrong):
@@ -181,49 +211,66 @@ class State:
     def _proposal(self, record: dict[str, Any]) -> None:
         given = {key: record[key] for key in ("id", "agent", "commit", "fingerprint", "nodes")}
         given |= {"hypothesis": record["hypothesis"][:TEXT], "edit": record.get("edit")}
-        self.pending = Experiment(**given, baseline=self.incumbent is None)
+        parent = self.incumbent and self.incumbent.id
+        self.pending = Experiment(**given, baseline=self.incumbent is None, parent=parent)
         self.experiments.append(self.pending)
         self.tried[record["fingerprint"]] = record["id"]
         self.remeasure = True
-        self._next = Step("run", record["id"])
+        self._next = Step("judge", record["id"])
 
     def _run(self, record: dict[str, Any]) -> None:
         candidate = record["who"] == "candidate"
         ran = self.pending if candidate else self.incumbent
         ran.runs += 1
+        self.seeds = max(self.seeds, record["seed"])
         ran.minutes += record["minutes"]
         ran.memory_gb = max(ran.memory_gb, record["memory_gb"])
         self.condition = record.get("after") or self.condition
         if record["status"] == "invalid":
+            self._next = Step("run", self.pending.id, record["who"], seed=record["seed"])
             return
         self._next = Step("judge", self.pending.id)
         if record["status"] == "ok":
-            self._value(ran, record["val_bpb"])
+            ran.results.append(Run(record["seed"], record["val_bpb"], record.get("pace")))
         elif candidate:
             self._next = Step("settle", ran.id, verdict="crash")
             ran.reason, ran.spoiled = record["reason"][:TEXT], record.get("spoiled", False)
         else:
             self.remeasure = False
 
-    def _value(self, ran: Experiment, value: float) -> None:
-        self.noise = self.noise or Noise(PRIOR_SHARE * value)
-        if ran.values or ran.baseline:
-            self.noise = self.noise.joined(ran.unselected, value)
-        ran.values.append(value)
-
     def _verdict(self, record: dict[str, Any]) -> None:
         judged = self.pending
-        judged.delta, judged.sigma, judged.verdict = record["delta"], record["sigma"], record["verdict"]
-        judged.near_miss, judged.reason = record["near_miss"], record["reason"][:TEXT]
+        judged.verdict, judged.near_miss, judged.reason = (
+            record["verdict"],
+            record["near_miss"],
+            record["reason"][:TEXT],
+        )
+        if record["sigma"]:
+            self.noise = Noise(record["sigma"], record.get("pair"))
+        if judged.results:
+            judged.delta = record["delta"]
+            judged.error = record.get("error", record["sigma"] / len(judged.results) ** 0.5)
+            self._place(judged, record)
         if record["verdict"] == "again":
-            self._next = Step("run", judged.id, record["who"])
+            self._next = Step("run", judged.id, record["who"], seed=record.get("seed", 0))
         else:
             self._next = Step("settle", judged.id, verdict=record["verdict"])
+
+    def _place(self, judged: Experiment, record: dict[str, Any]) -> None:
+        """val_bpb of the judged and, by what its later runs told, of the incumbent."""
+        if not (best := self.incumbent):
+            judged.val_bpb = fmean(judged.values)
+            return
+        if record.get("standing") is not None:
+            best.val_bpb = self.baseline.val_bpb + record["standing"]
+        judged.val_bpb = best.val_bpb + record["delta"]
 
     def _closed(self, record: dict[str, Any]) -> None:
         self.pending.status = CLOSING[record["event"]]
         if record["event"] == "kept":
             self.incumbent = self.pending
+            self.baseline = self.baseline or self.pending
+            self.pending.selected = 0 if self.pending is self.baseline else len(self.pending.results)
         if self.pending.spoiled:
             self.tried.pop(self.pending.fingerprint, None)  # it was not tried
         self.pending, self._next = None, Step("propose")
@@ -234,5 +281,7 @@ def _check_values(event: str, fields: dict[str, Any]) -> None:
         raise ValueError(f"run with status {fields['status']!r}")
     if event == "run" and fields["status"] == "ok" and not isfinite(fields["val_bpb"]):
         raise ValueError(f"run with val_bpb {fields['val_bpb']}")
+    if event == "run" and (pace := fields.get("pace")) is not None and not 0 < pace < inf:
+        raise ValueError(f"run with pace {pace}")
     if event == "verdict" and fields["verdict"] not in ("keep", "discard", "again"):
         raise ValueError(f"verdict {fields['verdict']!r}")

@@ -108,7 +108,7 @@ def _mend(path: Path) -> None:
 
 def _row(experiment: Experiment) -> str:
     crashed = experiment.status == "crash"
-    value = 0.0 if crashed else experiment.mean
+    value = 0.0 if crashed else experiment.val_bpb
     memory = 0.0 if crashed else experiment.memory_gb
     description = " ".join(experiment.hypothesis.split())
     return f"{experiment.commit[:7]}\t{value:.6f}\t{memory:.1f}\t{experiment.status}\t{description}\n"

@@ -1,187 +1,319 @@
 """Keep, discard or run again: the one place that turns numbers into a verdict. Pure: no files, no clock.
 
-The question is whether the candidate's true mean is below the incumbent's, given that the same source with
-another seed moves by sigma. The statistic is Student's
+The model. Over the runs of a night, with normal noise,
 
-    t = (mean(candidate) - mean(incumbent)) / (sigma * sqrt(1/candidate runs + 1/incumbent runs))
+    val_bpb = code + seed + slope * log(pace) + e
 
-with one sigma for the night, pooled over all replicates (`Noise`). The rule:
+A seed sets initial parameters and the order of the text, whatever the code, so most of what it does to a run is the
+same for two codes. Measured at val_bpb 0.97 (250 steps, four seeds, three codes): a seed moves a run by 0.0073 (sd), a
+difference of two codes at the same seed moves by 0.0018. `pace` is the speed of the machine during the run relative to
+its usual one; five minutes at another pace are another number of tokens, and val_bpb falls with their logarithm.
+Where pace is not known it counts as usual. `Fit` solves the model by generalized least squares over the candidate, the
+incumbent and the codes with two runs or more, which teach it the seeds. Its priors, as shares of val_bpb:
 
-- not below the incumbent: discard, usually after one run. But where t < WIDE and the incumbent has fewer
-  than FLOOR runs the incumbent runs again first: its mean may be the lucky one;
-- below it after one run: run again. Nothing is kept on one run; the second costs nothing in the long run,
-  because a kept change is the next incumbent, which needs replicates anyway;
-- beyond the bar (t < -BAR, widened for few degrees of freedom): keep. While the incumbent has fewer than
-  FLOOR runs the bar is EARLY times as high, so that only large gains get by on little evidence;
-- barely below it (t > -HOPELESS) when the candidate had all its runs and the incumbent FLOOR: discard, as a
-  near miss. More runs of the incumbent would seldom carry it beyond the bar;
-- otherwise whoever has fewer runs goes again, the incumbent on ties (its run serves every later
-  comparison), up to CANDIDATE_RUNS and INCUMBENT_RUNS. Then discard, as a near miss. Where only so many
-  comparisons are still to come, each repays one run of the incumbent beyond FLOOR, no more;
-- a change that makes train.py simpler is not given up as hopeless, and is kept where others end as near misses:
-  its loss is then under 0.82 sigma with 90 % confidence (1.28 * sqrt(1/3 + 1/14)).
+- seeds are random with sd SEED, pairs with sd PAIR. Both are estimated from the night's own runs; the prior of each is
+  log-normal with sd DOUBT, so that it is worth two degrees of freedom and gives way in either direction. Differences
+  scatter more where the effect is beyond SMALL (0.0066 at an effect of 0.074): their noise grows in proportion, and
+  they teach nothing about that of small ones.
+- slope is SLOPE +- SLOPE_SD: measured -0.064 at val_bpb 0.82, and the scaling rule of presets says -0.09.
+- what was kept was picked for looking good (winner's curse). So each incumbent has a normal prior about the code that
+  it changes, as wide as its effect, at least KEPT.
 
-Why the incumbent runs again: a kept change was picked for looking good, so its mean is too low by about one
-standard error (winner's curse). Without fresh runs of the incumbent a third or more of all true 2-sigma gains
-is then lost, and A/A looks better than it is, since nothing beats a lucky number. With three candidate runs
-and two incumbent runs the standard error is 0.91 sigma and no bar gives 5 % and 80 % at once; with
-fourteen it is 0.64.
+The rule. delta is the posterior mean of candidate - incumbent, t = -delta / its error, and
+pairs = 2 var(e) / error^2 says what was learnt: as much as by so many pairs of runs. Wald's sequential test of no gain
+against a gain of GAIN pair sds bounds t from both sides (`bounds`):
 
-The constants come from simulation over some 900 settings with normal noise (benchmarks/verdict.py measures the
-chosen one): under 5 % of null changes kept even for the first proposal after a two-run baseline, where A/A is
-hardest (4.7 %; over a night of 200 it is 0.8 %), and at least 80 % of 2-sigma gains kept both there (89 %) and
-in nights where one proposal in ten has such a gain (80 %). Giving up the hopeless saves one run in nine per kept
-gain (29 against 33) and costs none of that; a higher HOPELESS saves more and falls below 80 %.
+- above: keep, but never below LEAST (both widened for few degrees of freedom), and only with two shared seeds;
+- below: discard. A change that makes train.py simpler is not discarded while delta < 0;
+- after CANDIDATE_RUNS runs: discard, as a near miss; a simpler one is kept;
+- otherwise the run that narrows the error most goes next: the candidate with a seed that the incumbent has, the
+  incumbent with one that the candidate has, or both with a new one.
+
+The baseline runs with BASELINE_RUNS seeds. A kept change runs with FRESH new seeds before the next candidate does,
+fewer when less is still to come, because nobody selected these. First runs of candidates take turns over the seeds
+that were not part of a selection: one lucky run of the incumbent would hide every gain.
+
+The constants of the rule come from simulation over some 50 settings (benchmarks/verdict.py measures the chosen ones):
+under 5 % of null changes kept as first proposal, under 1 % over a night, 75 to 85 % of gains of 1.4 pair sds. A flat
+bar instead of Wald's keeps a third more null changes as first proposals at equal power; four new seeds instead of FRESH
+lose one gain in twenty more; without KEPT one in twenty more is lost again.
 
 Left out: a paired test over the documents. It measures the difference between two trained models precisely,
 but the question is about two sources, and there seeds, not documents, are the noise.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from math import isfinite, sqrt
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp, inf, isfinite, log, sqrt
 from statistics import fmean
-from typing import Literal
+from typing import Literal, NamedTuple
 
-BAR = 1.93  # standard normal quantile that a gain must pass; one-sided 2.7 % a look, under 5 % over all
-FLOOR = 5  # incumbent runs below which its mean is not trusted near the bar
-EARLY = 1.5  # factor on the bar while the incumbent has fewer than FLOOR runs
-WIDE = 1.0  # t up to which an incumbent with fewer than FLOOR runs may be the lucky one
-HOPELESS = 0.8  # -t below which a candidate with all its runs is given up
-CANDIDATE_RUNS = 3  # at most; also the runs a near miss has had
-INCUMBENT_RUNS = 14  # at most, over all comparisons it is in
-BASELINE_RUNS = 2  # with different seeds, before the first proposal
-PRIOR_SHARE = 0.01  # prior sigma over val_bpb; 30 seeds on one GPU had 0.9 %, runs on a Mac 2.5 %
-PRIOR_DF = 1  # weight of the prior in degrees of freedom: outweighed by the second replicate
+import numpy as np
+
+SEED = 0.0075  # sd of a run with another seed, share of val_bpb
+PAIR = 0.0018  # sd of a difference at the same seed, share of val_bpb
+DOUBT = 0.5  # sd of the logarithm of either: weighs 1 / (2 * DOUBT^2) = 2 degrees of freedom
+SLOPE, SLOPE_SD = -0.075, 0.02  # val_bpb on log(pace), share of val_bpb
+SMALL = 0.01  # effect of a code up to which its runs say what a pair's noise is, share of val_bpb
+KEPT = 0.002  # least sd of an incumbent about what it changes, share of val_bpb
+FLAT = 1e-4  # precision of what has no prior, 1 / bpb^2
+PRIOR_DF = 1 / (2 * DOUBT**2)
+GAIN = 1.3  # pair sds: the gain that the sequential test is made for
+KEEP, DISCARD = 1.7, -1.0  # log-likelihood ratios that end it
+LEAST = 1.6  # standard normal quantile that a gain must pass however much is known
+CANDIDATE_RUNS = 8  # at most
+BASELINE_RUNS = 6  # with different seeds, before the first proposal
+FRESH = 7  # runs of a kept change with seeds that did not select it
+PAIRS = 2  # shared seeds without which nothing is kept
 
 Rigor = Literal["full", "none"]
+Who = Literal["candidate", "incumbent"]
 
 
-@dataclass(frozen=True)
-class Noise:
-    """Run-to-run standard deviation of val_bpb: pooled squares about group means over degrees of freedom.
+class Run(NamedTuple):
+    """One valid run."""
 
-    `prior` (bits per byte) counts as PRIOR_DF degrees, so that two baseline runs that agree by chance do not
-    make every change look significant. Crashed and invalid runs never enter. Nor does a candidate's first run:
-    it is replicated only if it was low, which would bias the spread upwards.
-    """
-
-    prior: float
-    squares: float = 0.0
-    df: int = 0
-
-    @classmethod
-    def of(cls, groups: Iterable[Sequence[float]], prior: float) -> "Noise":
-        """Noise over groups of unselected replicates of one source each."""
-        noise = cls(prior)
-        for group in groups:
-            for i, value in enumerate(group):
-                noise = noise.joined(group[:i], value)
-        return noise
-
-    def joined(self, group: Sequence[float], value: float) -> "Noise":
-        """The noise after one more run of a source with the unselected runs `group` (Welford's update)."""
-        if not group:
-            return self
-        squares = self.squares + len(group) / (len(group) + 1) * (value - fmean(group)) ** 2
-        return replace(self, squares=squares, df=self.df + 1)
+    seed: int
+    value: float  # val_bpb
+    pace: float | None = None  # speed of the machine relative to the usual, 1.0; None: not measured
 
     @property
-    def sigma(self) -> float:
-        return sqrt((PRIOR_DF * self.prior**2 + self.squares) / (PRIOR_DF + self.df))
+    def x(self) -> float:
+        return log(self.pace) if self.pace else 0.0
+
+
+class Code(NamedTuple):
+    """One source with its runs."""
+
+    id: int
+    runs: Sequence[Run]
+    parent: int | None = None  # id of the incumbent that it changes, once it was kept itself
+    selected: int = 0  # its first runs, which made it be kept
 
     @property
-    def bar(self) -> float:
-        """BAR as a quantile of Student's t with the degrees of freedom at hand."""
-        return student(BAR, PRIOR_DF + self.df)
+    def seeds(self) -> set[int]:
+        return {run.seed for run in self.runs}
+
+    @property
+    def unselected(self) -> list[int]:
+        """Seeds that did not select it."""
+        return [run.seed for run in self.runs[self.selected :]]
 
 
 @dataclass(frozen=True)
 class Decision:
     verdict: Literal["keep", "discard", "again"]
-    delta: float  # candidate's mean minus incumbent's, bits per byte; negative is better; 0 for the baseline
-    sigma: float  # run-to-run standard deviation assumed, bits per byte
-    error: float  # standard error of delta, bits per byte
-    reason: str  # one line
-    who: Literal["candidate", "incumbent"] = "candidate"  # who runs again, if "again"
-    near_miss: bool = False  # discarded, though its mean is below the incumbent's
+    delta: float  # candidate minus incumbent at the same seed and pace, bits per byte; negative is better
+    error: float  # standard error of delta, bits per byte; for the baseline, of its mean
+    sigma: float  # sd of a run with another seed, bits per byte
+    pair: float  # sd of a difference at the same seed, bits per byte
+    reason: str  # one line; empty before the first run
+    who: Who = "candidate"  # who runs next, if "again"
+    seed: int = 0  # and with which seed
+    near_miss: bool = False  # discarded, though better
+    standing: float | None = None  # incumbent minus the night's first code, by all runs so far, bits per byte
 
 
 def decide(
-    incumbent: Sequence[float],
-    candidate: Sequence[float],
-    noise: Noise,
+    candidate: Code,
+    incumbent: Code | None,
+    others: Sequence[Code] = (),
+    *,
+    new_seed: int,
     rigor: Rigor = "full",
     simpler: bool = False,
     remeasure: bool = True,
     to_come: int | None = None,
 ) -> Decision:
-    """The verdict on a candidate from the val_bpb of all its valid runs and all of the incumbent's.
+    """The verdict on a candidate, or which run comes next, its first one included.
 
-    An empty `incumbent` means that the candidate is the baseline. `rigor="none"` is upstream's rule: keep what
-    is strictly lower. `simpler`: the candidate's train.py has fewer nodes (lab.loop.source). `remeasure=False` never
-    asks for the incumbent (it crashed when it ran again). `to_come`: experiments after this one, None if nobody knows.
-    A kept candidate becomes the incumbent with all its runs.
-    Raises ValueError on an empty candidate or a value that is not finite: only valid runs belong here.
+    No `incumbent` means that the candidate is the baseline. `others`: further codes of the night with two runs or
+    more; the one with the lowest id is what the night began with. `new_seed`: one that nothing has run with.
+    `rigor="none"` is upstream's rule: keep what is lower once. `simpler`: the candidate's train.py has fewer nodes
+    (lab.loop.source). `remeasure=False` never asks for the incumbent (it crashed when it ran again). `to_come`:
+    experiments after this one, None if nobody knows.
+    Raises ValueError on a value that is not finite or a pace that is not positive: only valid runs belong here.
     """
-    if not candidate or not all(map(isfinite, (*incumbent, *candidate))):
-        raise ValueError(f"a verdict needs finite val_bpb values, got {incumbent} and {candidate}")
-    if not incumbent:
-        return _baseline(candidate, noise, rigor)
-    delta = fmean(candidate) - fmean(incumbent)
-    error = noise.sigma * sqrt(1 / len(candidate) + 1 / len(incumbent))
-    verdict, who, why = (
-        ("keep" if delta < 0 else "discard", "candidate", "upstream's rule")
-        if rigor == "none"
-        else _weigh(
-            len(incumbent), len(candidate), delta / error, noise.bar, simpler, _most(to_come) if remeasure else 0
-        )
-    )
-    runs = f"{len(candidate)} against {len(incumbent)} run{'s' * (len(incumbent) > 1)}"
+    codes = [candidate, *([incumbent] if incumbent else []), *others]
+    for run in (run for code in codes for run in code.runs):
+        if not isfinite(run.value) or (run.pace is not None and not 0 < run.pace < inf):
+            raise ValueError(f"a verdict needs finite val_bpb and positive paces, got {run}")
+    if incumbent is None:
+        return _baseline(candidate, rigor, new_seed, to_come)
+    found = Fit([code for code in codes if code.runs], incumbent)
+    standing = found.difference(incumbent, min([incumbent, *others], key=lambda code: code.id))[0]
+    if not candidate.runs:
+        who, seed, why = _first(candidate, incumbent, new_seed, rigor == "full" and remeasure, to_come)
+        return Decision("again", 0.0, 0.0, found.sigma, found.pair, why, who, seed, standing=standing)
+    delta, error = found.difference(candidate, incumbent)
+    if rigor == "none":
+        delta, standing = _plain(candidate, incumbent), None
+        verdict, who, seed, why = "keep" if delta < 0 else "discard", "candidate", 0, "upstream's rule"
+    else:
+        verdict, who, seed, why = _weigh(found, candidate, incumbent, new_seed, simpler, remeasure)
+    shared = len(candidate.seeds & incumbent.seeds)
+    near_miss = verdict == "discard" and delta < 0 and (rigor == "none" or shared >= PAIRS)
+    runs = f"{len(candidate.runs)} against {_count(len(incumbent.runs))}, {shared} of the same seed"
     reason = f"{delta:+.6f} ± {error:.6f} bpb, {runs}: {why}"
-    return Decision(verdict, delta, noise.sigma, error, reason, who, verdict == "discard" and delta < 0)
+    return Decision(verdict, delta, error, found.sigma, found.pair, reason, who, seed, near_miss, standing)
 
 
-def _baseline(candidate: Sequence[float], noise: Noise, rigor: Rigor) -> Decision:
-    done = rigor == "none" or len(candidate) >= BASELINE_RUNS
-    error = noise.sigma / sqrt(len(candidate))
-    reason = "baseline" if done else f"the baseline runs {BASELINE_RUNS} times to measure the noise"
-    return Decision("keep" if done else "again", 0.0, noise.sigma, error, reason)
+def _baseline(candidate: Code, rigor: Rigor, new_seed: int, to_come: int | None) -> Decision:
+    """Runs with as many seeds as what is to come repays."""
+    wanted = 1 if rigor == "none" else BASELINE_RUNS if to_come is None else min(BASELINE_RUNS, PAIRS + to_come)
+    done = len(candidate.runs) >= wanted
+    reason = "baseline" if done else f"the baseline runs with {wanted} seeds"
+    if not candidate.runs:
+        return Decision("again", 0.0, 0.0, 0.0, 0.0, reason, seed=new_seed)
+    found = Fit([candidate], candidate)
+    error = found.sigma / sqrt(len(candidate.runs))
+    return Decision("keep" if done else "again", 0.0, error, found.sigma, found.pair, reason, seed=new_seed)
 
 
-def _most(to_come: int | None) -> int:
-    """Runs of the incumbent that what is still to come repays."""
-    return INCUMBENT_RUNS if to_come is None else min(INCUMBENT_RUNS, FLOOR + to_come)
+def _first(
+    candidate: Code, incumbent: Code, new_seed: int, remeasure: bool, to_come: int | None
+) -> tuple[Who, int, str]:
+    """(who, seed, why) of the run that opens a comparison."""
+    wanted = FRESH if to_come is None else min(FRESH, 1 + to_come)
+    if remeasure and incumbent.selected and len(incumbent.unselected) < wanted:
+        return "incumbent", new_seed, "the incumbent runs with a seed that did not select it"
+    seeds = incumbent.unselected or [run.seed for run in incumbent.runs]
+    return "candidate", seeds[candidate.id % len(seeds)], ""
 
 
-def _weigh(incumbents: int, candidates: int, t: float, bar: float, simpler: bool, most: int) -> tuple[str, str, str]:
-    """(verdict, who, why) from the numbers of runs and Student's t; the incumbent may have `most` runs."""
-    trusted = incumbents >= min(FLOOR, most)
-    if t >= 0:
-        if t < WIDE and not trusted:
-            return "again", "incumbent", "barely worse, and the incumbent may have been lucky"
-        return "discard", "candidate", "not better"
-    if candidates == 1:
-        return "again", "candidate", "better once"
-    if t < -bar * (1 if trusted else EARLY):
-        return "keep", "candidate", "beyond the noise"
-    if trusted and candidates >= CANDIDATE_RUNS and t > -HOPELESS and not simpler:
-        return "discard", "candidate", "better, but hardly"
-    return _undecided(candidates, incumbents, simpler, most)
+def _plain(candidate: Code, incumbent: Code) -> float:
+    """Difference of means, over the same seeds where there are such."""
+    same = [run.value for run in incumbent.runs if run.seed in candidate.seeds]
+    return fmean(r.value for r in candidate.runs) - fmean(same or [r.value for r in incumbent.runs])
 
 
-def _undecided(candidates: int, incumbents: int, simpler: bool, most: int) -> tuple[str, str, str]:
-    """Better, but within the noise: the next run goes where it narrows the standard error most."""
-    if incumbents < most and (incumbents <= candidates or candidates >= CANDIDATE_RUNS):
-        return "again", "incumbent", "better, but within the noise"
-    if candidates < CANDIDATE_RUNS:
-        return "again", "candidate", "better, but within the noise"
-    if simpler:
-        return "keep", "candidate", "no worse, and simpler"
-    return "discard", "candidate", "better, but never beyond the noise"
+def _weigh(
+    found: "Fit", candidate: Code, incumbent: Code, new_seed: int, simpler: bool, remeasure: bool
+) -> tuple[str, Who, int, str]:
+    """(verdict, who, seed, why) by the sequential test."""
+    delta, error = found.difference(candidate, incumbent)
+    low, high = bounds(2 * found.variance / error**2, found.df)
+    t, shared = -delta / error, candidate.seeds & incumbent.seeds
+    if t > high and len(shared) >= PAIRS:
+        return "keep", "candidate", 0, "beyond the noise"
+    if t < low and not (simpler and delta < 0):
+        return "discard", "candidate", 0, "not better" if delta >= 0 else "better, but hardly"
+    run = found.next_run(candidate, incumbent, new_seed, remeasure) if len(candidate.runs) < CANDIDATE_RUNS else None
+    if run:
+        return "again", *run, "within the noise"
+    if simpler and delta < 0 and len(shared) >= PAIRS:
+        return "keep", "candidate", 0, "no worse, and simpler"
+    return "discard", "candidate", 0, "never beyond the noise"
 
 
-def student(z: float, df: int) -> float:
+def bounds(pairs: float, df: float) -> tuple[float, float]:
+    """Of t, where as much is known as by `pairs` pairs of runs: discard below the first, keep above the second.
+
+    The log-likelihood ratio of a gain of GAIN pair sds against none is GAIN * sqrt(pairs) * t - GAIN^2 * pairs / 2."""
+    scale = GAIN * sqrt(pairs)
+    return DISCARD / scale + scale / 2, student(max(LEAST, KEEP / scale + scale / 2), df)
+
+
+class Fit:
+    """The posterior of the model over the runs of `codes`, each with one run at least. Noise of pairs is learnt from
+    those close to `about`; the runs of others weigh less, by the square of their distance."""
+
+    def __init__(self, codes: Sequence[Code], about: Code):
+        runs = [run for code in codes for run in code.runs]
+        self.codes = {code.id: i for i, code in enumerate(codes)}
+        self.seeds = {seed: len(codes) + i for i, seed in enumerate(sorted({run.seed for run in runs}))}
+        owner = np.repeat(np.arange(len(codes)), [len(code.runs) for code in codes])
+        design = np.zeros((len(runs), len(codes) + len(self.seeds) + 1))
+        design[np.arange(len(runs)), owner] = 1
+        design[np.arange(len(runs)), [self.seeds[run.seed] for run in runs]] = 1
+        design[:, -1] = [run.x for run in runs]
+        values = np.array([run.value for run in runs])
+        self.scale, self.x = float(values.mean()), runs[-1].x
+        values -= self.scale
+        self.variance, self.seed_sd, self.df = (PAIR * self.scale) ** 2 / 2, SEED * self.scale, PRIOR_DF
+        self.weights = np.ones(len(runs))
+        for _ in range(2):
+            self._solve(design, values, [])
+            effects = np.abs(self.mean[: len(codes)] - self.mean[self.codes[about.id]])[owner]
+            self.weights = (SMALL * self.scale / np.maximum(effects, SMALL * self.scale)) ** 2
+        self._learn_noise(design, values)
+        kept = [(self.codes[code.id], self.codes[code.parent]) for code in codes if code.parent in self.codes]
+        self._solve(design, values, kept)
+
+    @property
+    def sigma(self) -> float:
+        return sqrt(self.seed_sd**2 + self.variance)
+
+    @property
+    def pair(self) -> float:
+        return sqrt(2 * self.variance)
+
+    def _solve(self, design: np.ndarray, values: np.ndarray, kept: list[tuple[int, int]]) -> None:
+        """`mean` and `cov` of codes, seeds and slope, in this order."""
+        slope, slope_sd = SLOPE * self.scale, SLOPE_SD * self.scale
+        prior = np.full(design.shape[1], FLAT)
+        prior[len(self.codes) : -1] = self.seed_sd**-2
+        prior[-1] = slope_sd**-2
+        weighted = design.T * (self.weights / self.variance)
+        precision = weighted @ design + np.diag(prior)
+        for i, j in kept:
+            weight = max(KEPT * self.scale, abs(self.mean[i] - self.mean[j])) ** -2
+            precision[[i, j], [i, j]] += weight
+            precision[[i, j], [j, i]] -= weight
+        pull = weighted @ values
+        pull[-1] += slope / slope_sd**2
+        self.cov = np.linalg.inv(precision)
+        self.mean = self.cov @ pull
+
+    def _learn_noise(self, design: np.ndarray, values: np.ndarray) -> None:
+        """Variances of runs and seeds from the residuals; a residual's degrees of freedom are 1 - its leverage."""
+        codes, close = len(self.codes), self.weights == 1
+        free = (1 - ((design @ self.cov) * design).sum(1) / self.variance)[close].sum()
+        squares = ((values - design @ self.mean)[close] ** 2).sum()
+        seeds = self.mean[codes:-1]
+        self.seed_sd = spread(self.seed_sd, float(((seeds - seeds.mean()) ** 2).sum()), len(seeds) - 1)
+        self.variance = spread(sqrt(self.variance), float(squares), float(free)) ** 2
+        self.df += float(free)
+
+    def _difference(self, one: int, other: int) -> tuple[float, float]:
+        """(mean, variance) of the difference of two codes, by place."""
+        cov = self.cov
+        return float(self.mean[one] - self.mean[other]), float(cov[one, one] + cov[other, other] - 2 * cov[one, other])
+
+    def difference(self, one: Code, other: Code) -> tuple[float, float]:
+        """(mean, standard error) of one code minus the other."""
+        mean, variance = self._difference(self.codes[one.id], self.codes[other.id])
+        return mean, sqrt(variance)
+
+    def next_run(self, candidate: Code, incumbent: Code, new_seed: int, remeasure: bool) -> tuple[Who, int] | None:
+        """Whose run with which seed narrows the difference most, at the pace of the last run; None if there is none.
+
+        A new seed takes two runs and counts half; the incumbent begins, as its run serves later comparisons too."""
+        mine, its = self.codes[candidate.id], self.codes[incumbent.id]
+        variance, link = self._difference(mine, its)[1], self.cov[mine] - self.cov[its]
+        options: dict[tuple[Who, int], float] = {}
+        for who, place, seeds in (
+            ("candidate", mine, incumbent.seeds - candidate.seeds),
+            ("incumbent", its, candidate.seeds - incumbent.seeds if remeasure else ()),
+        ):
+            for seed in sorted(seeds):
+                at, weights = [place, self.seeds[seed], -1], np.array([1, 1, self.x])
+                options[who, seed] = (link[at] @ weights) ** 2 / (
+                    self.variance + weights @ self.cov[np.ix_(at, at)] @ weights
+                )
+        if remeasure:
+            options["incumbent", new_seed] = variance**2 / (variance + 2 * self.variance) / 2
+        return max(options, key=options.get, default=None)
+
+
+def spread(prior: float, squares: float, df: float) -> float:
+    """The likeliest standard deviation, given `squares` with `df` degrees of freedom and a log-normal prior."""
+    steps = np.linspace(-4, 4, 161)  # of the logarithm
+    cost = df * steps + squares / (2 * prior**2) * np.exp(-2 * steps) + steps**2 / (2 * DOUBT**2)
+    return prior * exp(steps[cost.argmin()])
+
+
+def student(z: float, df: float) -> float:
     """Quantile of Student's t at the probability of the normal quantile `z`: Abramowitz and Stegun 26.7.5.
 
     Within 1 % for |z| <= 2 and df >= 2.
@@ -193,3 +325,7 @@ def student(z: float, df: int) -> float:
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
     return z + sum(term / df ** (i + 1) for i, term in enumerate(terms))
+
+
+def _count(runs: int) -> str:
+    return f"{runs} run{'s' * (runs > 1)}"

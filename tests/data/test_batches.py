@@ -1,7 +1,7 @@
 """Packing and batches: every token a target once, documents whole where they fit, the same seed the same batches."""
 
 import time
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -125,3 +125,18 @@ def test_packing_is_fast():
     rows = pack(document_starts(tokens, BOS), 256, np.random.default_rng(0))
     per_row = (time.process_time() - begun) / len(rows.index)
     assert per_row < 200e-6, f"{per_row * 1e6:.0f} us a row"
+
+
+@pytest.mark.parametrize(("rows", "processes"), [(1, 1), (3, 1), (16, 1), (4, 2), (2, 3)])
+def test_the_text_of_a_seed_does_not_depend_on_rows_or_processes(rows, processes):
+    """So two codes with the same seed see the same text in the same order, whatever they change."""
+    shards = [corpus(random_lengths(seed, 60, 30)) for seed in (1, 2)]
+    expected = list(islice(Batches(shards, BOS, 8, 1, seed=5), 240))  # beyond the first epoch
+    shares = [islice(Batches(shards, BOS, 8, rows, seed=5), rank, None, processes) for rank in range(processes)]
+    found = [
+        row for _ in range(240 // (rows * processes)) for share in shares for row in zip(*next(share), strict=True)
+    ]
+    for (inputs, targets), (wanted, following) in zip(found, expected, strict=False):
+        assert (inputs == wanted[0]).all()
+        assert (targets == following[0]).all()
+    assert len(found) == 240

@@ -51,7 +51,7 @@ def test_every_experiment_is_in_the_table_with_its_verdict(small):
     state = Journal(small).state
     rows = re.findall(r'<tr data-status="(\w+)"><td>(\d+)</td>', text_of(small))
     assert rows == [(e.status, str(e.id)) for e in state.experiments]
-    assert f"<td>{state.incumbent.mean:.4f}</td>" in text_of(small)
+    assert f"<td>{state.incumbent.val_bpb:.4f}</td>" in text_of(small)
 
 
 def test_the_summary_is_three_sentences_of_the_journals_numbers(small):
@@ -59,7 +59,7 @@ def test_the_summary_is_three_sentences_of_the_journals_numbers(small):
     state = Journal(small).state
     assert len(re.findall(r"\. (?=[A-Zv])|\.$", told)) == 3
     assert "30 experiments" in told
-    assert f"{state.experiments[0].mean:.4f}" in told
+    assert f"{state.experiments[0].val_bpb:.4f}" in told
     assert f"{state.noise.sigma:.4f}" in told
 
 
@@ -134,9 +134,10 @@ def test_no_label_lies_on_another_a_point_or_the_frontier(tmp_path, monkeypatch)
     for experiment in found.state.experiments[1:]:  # a night of many gains, some of them beside each other
         if kept := experiment.id in (1, 2, 3, 20, 21, 30, 39):
             best -= rng.uniform(0.002, 0.03)
-        experiment.status, experiment.values = ("keep", [best]) if kept else ("discard", [best + rng.random() / 20])
+        experiment.status, experiment.val_bpb = ("keep", best) if kept else ("discard", best + rng.random() / 20)
+        experiment.error = 0.001
         experiment.hypothesis = "the rate of the matrices from 0.02 to 0.04, as it is too low"
-    found.state.experiments[0].values = [1.0]
+    found.state.experiments[0].val_bpb = 1.0
     report.picture(found.state, found.folder.name)
     axes = drawn[0].axes[0]
     canvas = FigureCanvasAgg(drawn[0])
@@ -144,7 +145,7 @@ def test_no_label_lies_on_another_a_point_or_the_frontier(tmp_path, monkeypatch)
     for text in axes.texts:
         text.update_positions(canvas.get_renderer())
     boxes = [Text.get_window_extent(text) for text in axes.texts]  # without its line
-    points = [axes.transData.transform((e.id, e.mean)) for e in found.state.experiments]
+    points = [axes.transData.transform((e.id, e.val_bpb)) for e in found.state.experiments]
     frontier = next(line for line in axes.lines if line.get_drawstyle() == "steps-post").get_path()
     assert len(boxes) >= 5  # of 7
     for number, box in enumerate(boxes):

@@ -1,6 +1,7 @@
 """The journal: what survives a kill, what is refused, what the state costs, and results.tsv to the byte."""
 
 import json
+import math
 import os
 import random
 import signal
@@ -15,6 +16,7 @@ import pytest
 from lab.errors import UserError
 from lab.loop.history import CLOSING, FIELDS, State
 from lab.loop.journal import Journal, lock, read
+from lab.loop.verdict import BASELINE_RUNS, FRESH, SLOPE
 
 WRITER = Path(__file__).parents[1] / "night_writer.py"
 ROOT = WRITER.parents[1]
@@ -26,16 +28,18 @@ def _propose(journal, commit="c" * 40, hypothesis="an idea", fingerprint="", nod
     journal.record("proposal", id=number, agent="search", hypothesis=hypothesis, **given)
 
 
-def _run(journal, value=None, status="ok", memory=1.0):
+def _run(journal, value=None, status="ok", memory=1.0, **more):
+    """The next run, after the verdict that asks for it."""
+    if journal.state.step().action == "judge":
+        assert _judge(journal).verdict == "again"
     step = journal.state.step()
-    told = {"memory_gb": memory, "minutes": 5.0, "reason": "ValueError: no" if status == "crash" else ""}
+    told = {"memory_gb": memory, "minutes": 5.0, "reason": "ValueError: no" if status == "crash" else ""} | more
     journal.record("run", id=step.id, who=step.who, run=step.run, seed=step.seed, status=status, val_bpb=value, **told)
 
 
 def _judge(journal, rigor="none"):
     found = journal.state.judge(rigor)
-    told = {"delta": found.delta, "sigma": found.sigma, "near_miss": found.near_miss, "reason": found.reason}
-    journal.record("verdict", id=journal.state.step().id, verdict=found.verdict, who=found.who, **told)
+    journal.record("verdict", id=journal.state.step().id, **vars(found))
     return found
 
 
@@ -56,6 +60,7 @@ def _experiment(journal, value, rigor="none", **proposal):
 def _started(folder):
     journal = Journal(folder)
     journal.record("start", tag="t", commit="b" * 40)
+    journal.gain = 0.0  # of the incumbent, for `_judged`
     return journal
 
 
@@ -91,42 +96,85 @@ def test_results_tsv_is_upstreams_to_the_byte(tmp_path):
     )
 
 
-def test_a_kept_change_is_the_incumbent_with_its_mean_and_later_replicates_join_it(tmp_path):
-    journal = _started(tmp_path)
-    _propose(journal)
-    for value in (1.0, 1.002):
-        _run(journal, value)
-        _judge(journal, "full")
+def _judged(journal, gain, pace=None):
+    """One experiment by the full rule, `gain` better than what seeds alone give; the events of its runs."""
+    if not journal.state.pending:
+        _propose(journal)
+    began = journal.state.n
+    while (step := journal.state.step()).action != "settle":
+        if step.action == "judge":
+            _judge(journal, "full")
+        else:
+            own = gain if step.who == "candidate" else journal.gain
+            _run(journal, 1 + 0.007 * math.sin(5 * step.seed) - own, pace=pace)
+    journal.gain = gain if step.verdict == "keep" else journal.gain
     _settle(journal)
-    baseline = journal.state.incumbent
-    assert baseline.values == [1.0, 1.002]
-    assert journal.state.noise.df == 1
-    _propose(journal)
-    _run(journal, 1.003)
-    assert _judge(journal, "full").who == "incumbent"
-    assert journal.state.step().run == "e0000-r3"
-    _run(journal, 1.004)
-    assert baseline.mean == pytest.approx(1.002)
-    assert journal.state.noise.df == 2
-    assert journal.state.experiments[1].values == [1.003]
+    return [record for record in read(journal.path) if record["event"] == "run" and record["n"] > began]
 
 
-def test_a_candidates_first_run_stays_out_of_the_noise(tmp_path):
+def test_a_kept_change_brings_its_runs_along_and_runs_with_new_seeds_before_the_next(tmp_path):
     journal = _started(tmp_path)
-    _experiment(journal, 1.0)
-    _propose(journal)
-    _run(journal, 0.5)
-    _judge(journal, "full")
-    _run(journal, 0.6)
-    assert journal.state.noise.df == 0
+    assert [r["seed"] for r in _judged(journal, 0.0)] == list(range(1, BASELINE_RUNS + 1))
+    runs = _judged(journal, 0.02)
+    best = journal.state.incumbent
+    assert (best.id, best.status, best.selected) == (1, "keep", len(best.results))
+    assert [run.seed for run in best.results] == [r["seed"] for r in runs if r["who"] == "candidate"]
+    later = _judged(journal, -0.05)
+    assert [r["who"] for r in later] == ["incumbent"] * FRESH + ["candidate"]
+    assert {r["seed"] for r in later[:-1]}.isdisjoint(range(1, BASELINE_RUNS + 1))
+    assert later[-1]["seed"] in {r["seed"] for r in later[:-1]}
+    assert best.val_bpb == pytest.approx(journal.state.baseline.val_bpb - 0.02, abs=0.001)
+    _same(Journal(tmp_path).state, journal.state)
+
+
+def test_the_pace_of_a_run_reaches_the_verdict(tmp_path):
+    deltas = []
+    for pace in (None, 1.0, 0.9):
+        journal = _started(tmp_path / str(pace))
+        _judged(journal, 0.0, pace and 1.0)
+        _propose(journal)
+        _judge(journal, "full")
+        _run(journal, 1.003 + 0.007 * math.sin(5 * journal.state.step().seed), pace=pace)
+        deltas.append(journal.state.judge("full").delta)
+    assert deltas == pytest.approx([0.003, 0.003, 0.003 + SLOPE * -math.log(0.9)], abs=5e-4)
+
+
+OLD = WRITER.with_name("journal_without_pairs.jsonl")  # verdicts without seeds: it is the number of the run
+
+
+@pytest.mark.parametrize("lines", range(1, 75))
+def test_a_journal_of_an_earlier_version_goes_on_from_every_line(tmp_path, lines):
+    (tmp_path / "journal.jsonl").write_text("".join(OLD.read_text().splitlines(keepends=True)[:lines]))
+    journal = Journal(tmp_path)
+    journal.gain = 0.0
+    known = len(journal.state.experiments)
+    _judged(journal, 0.0)
+    _judged(journal, -0.05)
+    assert len(journal.state.experiments) > known
+    for e in journal.state.experiments:
+        assert len({run.seed for run in e.results}) == len(e.results)
+    _same(Journal(tmp_path).state, journal.state)
+
+
+def test_seeds_of_an_earlier_version_are_those_of_its_runs():
+    state = State()
+    for line in OLD.read_text().splitlines():
+        state.check(json.loads(line)["event"], json.loads(line))
+        state.apply(json.loads(line))
+    assert [run.seed for run in state.incumbent.results] == [1, 2, 3, 4, 5]
+    assert [run.seed for run in state.experiments[2].results] == [2, 3, 4]  # its first run was invalid
+    assert state.noise.pair is None
+    assert all(e.error > 0 for e in state.experiments if e.results)
 
 
 def test_an_invalid_run_is_repeated_and_a_crash_settles(tmp_path):
     journal = _started(tmp_path)
     _experiment(journal, 1.0)
     _propose(journal)
+    _judge(journal)
+    seed = journal.state.step().seed
     _run(journal, status="invalid")
-    assert journal.state.step().run == "e0001-r2"
+    assert (journal.state.step().run, journal.state.step().seed) == ("e0001-r2", seed)
     assert journal.state.experiments[1].values == []
     _run(journal, status="crash")
     assert journal.state.step().verdict == "crash"
@@ -135,11 +183,13 @@ def test_an_invalid_run_is_repeated_and_a_crash_settles(tmp_path):
 
 def test_an_incumbent_that_crashes_is_not_measured_again_for_this_experiment(tmp_path):
     journal = _started(tmp_path)
-    _experiment(journal, 1.0)
+    _judged(journal, 0.0)
+    _judged(journal, 0.02)
     _propose(journal)
-    _run(journal, 1.001)
     assert _judge(journal, "full").who == "incumbent"
     _run(journal, status="crash")
+    assert _judge(journal, "full").who == "candidate"
+    _run(journal, 1.1)
     assert _judge(journal, "full").verdict == "discard"
     _settle(journal)
     assert journal.state.incumbent.status == "keep"
@@ -206,7 +256,7 @@ def test_events_out_of_turn_are_refused_and_not_written(tmp_path):
     _propose(journal)
     size = journal.path.stat().st_size
     run = {"id": 0, "who": "candidate", "run": "e0000-r1", "seed": 1, "status": "ok", "val_bpb": 1.0}
-    run |= {"memory_gb": 1.0, "minutes": 1.0, "reason": ""}
+    run |= {"memory_gb": 1.0, "minutes": 1.0, "reason": "", "pace": None}
     wrong = [
         ("kept", {"id": 0}),
         ("proposal", dict.fromkeys(FIELDS["proposal"], "")),
@@ -215,6 +265,7 @@ def test_events_out_of_turn_are_refused_and_not_written(tmp_path):
         ("run", run | {"who": "incumbent"}),
         ("run", run | {"status": "fine"}),
         ("run", run | {"val_bpb": float("nan")}),
+        ("run", run | {"pace": 0.0}),
         ("run", {key: value for key, value in run.items() if key != "seed"}),
         ("party", {}),
     ]  # fmt: skip
@@ -335,11 +386,9 @@ def _long_night(state, experiments):
         while (step := state.step()).action != "settle":
             if step.action == "run":
                 told = {"status": "ok", "memory_gb": 1.0, "minutes": 5.0, "reason": ""}
-                apply("run", id=number, who=step.who, run=step.run, seed=1, val_bpb=rng.gauss(1, 0.01), **told)
+                apply("run", id=number, who=step.who, run=step.run, seed=step.seed, val_bpb=rng.gauss(1, 0.01), **told)
             else:
-                found = state.judge()
-                told = {"delta": found.delta, "sigma": found.sigma, "near_miss": found.near_miss}
-                apply("verdict", id=number, verdict=found.verdict, who=found.who, reason=found.reason, **told)
+                apply("verdict", id=number, **vars(state.judge()))
         apply("kept" if step.verdict == "keep" else "discarded", id=number)
         for _ in range(3):
             apply("refused", agent="a", hypothesis="h" * 9000, fingerprint="same", reason="r" * 9000)
