@@ -1,13 +1,13 @@
-"""Prepare data and tokenizer, once; and what train.py imports.
+"""Prepare the data and tokenizer of a preset; score, sample and clean up runs.
 
     python prepare.py --preset tinystories [--vocab 1024] [--seq 512] [--files 'GLOB'] [--val-files 'GLOB'] [--no-fit]
-    python prepare.py score RUN_DIR       rescore any finished run
-    python prepare.py sample [RUN_DIR]    text from a checkpoint; --chat, a second RUN_DIR, --export FOLDER
-    python prepare.py doctor              what of this machine serves a night and what does not
-    python prepare.py clean               prepared data and what it takes, to be removed; --runs: checkpoints of runs
+    python prepare.py score RUN_DIR       score a finished run again
+    python prepare.py sample [RUN_DIR]    generate text; --chat, a second RUN_DIR to compare, --export FOLDER
+    python prepare.py doctor              check this machine and list what to fix
+    python prepare.py clean               list or remove prepared data and downloads; --runs: checkpoints
 
-train.py takes from here the settings of the preset (SETTINGS) and `execute`, which gives it batches, clock and seed
-and writes checkpoint and records. Importing this module does nothing.
+train.py imports two names from here: SETTINGS, the settings of the preset, and `execute`, which supplies batches,
+clock and seed and writes the checkpoint and the records. Importing this module does nothing.
 """
 
 import glob
@@ -28,43 +28,49 @@ from lab.trial.sandbox import KINDS
 PROMPT = "Once upon a time"
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
-__all__ = ["SETTINGS", "execute"]  # noqa: F822 (SETTINGS is made when asked for)
+__all__ = ["SETTINGS", "execute"]  # noqa: F822 (SETTINGS comes from __getattr__)
 
 
 def __getattr__(name: str) -> Any:
-    if name == "SETTINGS":  # read when asked for, not when imported
+    if name == "SETTINGS":  # read on access, not on import
         try:
             return settings()
-        except UserError as error:  # train.py asks while it is imported, where nothing else would catch it
+        except UserError as error:  # raised while train.py is imported, where nothing else catches it
             sys.exit(f"error: {error}")
     raise AttributeError(f"prepare has no {name}")
 
 
 @click.group(
     invoke_without_command=True,
-    help="Prepare text and tokenizer for a preset: once; again is a no-op.",
+    help="Prepare the data and tokenizer of a preset. Does nothing if they are up to date.",
     epilog=examples(
         "prepare.py --preset offline",
         "prepare.py --preset tinystories --vocab 1024 --seq 512",
         "prepare.py --files 'books/*.txt' --val-files held-out.txt",
     ),
 )
-@click.option("--preset", "preset_name", help="Name of a file in presets/.  "
-              f"[default: {DEFAULT_PRESET}; with --fit alone what was prepared last]")  # fmt: skip
-@click.option("--vocab", type=int, help="Tokens in the vocabulary; 256 means pure bytes.  [default: the preset's]")
-@click.option("--seq", type=int, help="Tokens of context. Another task: not comparable.  [default: the preset's]")
-@click.option("--files", help="Your own text in place of the preset's: a glob of parquet, jsonl or txt files.")
-@click.option("--val-files", help="Validation text of your own.  [default: 1 in 20 documents of --files, by hash]")
-@click.option("--fit/--no-fit", default=None, help="Measure anew what fits this machine, or take the preset's tier.  "
-              "[default: measured once, about a minute]")  # fmt: skip
-@verbosity_options("Only what was prepared, and errors.", "Also every setting that training starts from.")
+@click.option("--preset", "preset_name", help="A preset in presets/, without .toml.  "
+              f"[default: {DEFAULT_PRESET}; with --fit alone, what was prepared last]")  # fmt: skip
+@click.option("--vocab", type=int, help="Vocabulary size, in tokens; 256 means raw bytes.  [default: the preset's]")
+@click.option(
+    "--seq",
+    type=int,
+    help="Context length, in tokens. Changes the task: scores are not comparable.  [default: the preset's]",
+)
+@click.option("--files", help="Use your own text instead: a quoted glob of parquet, jsonl or txt files.")
+@click.option(
+    "--val-files", help="A glob of validation files, with --files.  [default: 1 in 20 documents of --files, by hash]"
+)
+@click.option("--fit/--no-fit", default=None, help="Measure again what fits this machine, or use the preset's tier.  "
+              "[default: measure once, about a minute]")  # fmt: skip
+@verbosity_options("Print only the result and errors.", "Also print every setting that training starts from.")
 @click.pass_context
 def command(context: click.Context, **options: Any) -> None:
     if context.invoked_subcommand is None:
         prepare(**options)
-    elif given := [name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"]:
-        names = ", ".join(given)
-        raise click.UsageError(f"{names}: options of prepare itself, which {context.invoked_subcommand} does not take")
+    elif any(context.get_parameter_source(name).name == "COMMANDLINE" for name in context.params):
+        name = context.invoked_subcommand
+        raise click.UsageError(f"{name} takes no options before its name; see prepare.py {name} --help")
 
 
 def prepare(
@@ -76,7 +82,7 @@ def prepare(
     fit: bool | None,
     verbosity: int,
 ) -> None:
-    """Prepare, say what there is, and make it what train.py trains on, fitted to this machine. Raises UserError."""
+    """Prepare the data, fit the preset to this machine and make it current for train.py. Raises UserError."""
     from lab import preset
     from lab.data import shards
     from lab.data.corpus import open_corpus
@@ -86,8 +92,8 @@ def prepare(
 
     if val_files and not files:
         raise UserError("--val-files (VAL_FILES=) needs --files (FILES=)")
-    named = [value for value in (preset_name, vocab, seq, files) if value is not None]
-    record = recorded() if fit and not named else None
+    given = any(value is not None for value in (preset_name, vocab, seq, files))
+    record = recorded() if fit and not given else None
     last = preset.from_dict(record["preset"]) if record else None
     preset_name = preset_name or (last.name if last else DEFAULT_PRESET)
     chosen, tier = preset.adapt(preset.load(preset_name), hardware.hardware())
@@ -98,45 +104,46 @@ def prepare(
     if files:
         own = replace(chosen.data, source="files", train_files=_expand(files), val_files=_expand(val_files))
         chosen = replace(chosen, data=own)
-    preset.validate(chosen, f"preset {preset_name} as asked for")
+    preset.validate(chosen, f"preset {preset_name} with these options")
     with Bars(quiet=verbosity == QUIET) as progress:
         corpus = open_corpus(chosen.data, progress)
         prepared, rebuilt = shards.prepare(chosen, corpus, progress)
     totals, val = prepared.manifest["totals"], prepared.manifest["val"]
     if rebuilt:
-        print(f"damaged and rebuilt: {', '.join(rebuilt)}")
+        print(f"rebuilt damaged files: {', '.join(rebuilt)}")
     print(
         f"prepared {chosen.name}, vocabulary {prepared.manifest['vocab_size']}: "
         f"{totals['documents']:,} documents, {totals['bytes'] / 1e6:.1f} MB, {totals['tokens'] / 1e6:.1f}M tokens; "
-        f"scored: {val['documents']:,} documents, {val['bytes']:,} bytes\n{prepared.folder}",
+        f"validation: {val['documents']:,} documents, {val['bytes']:,} bytes\n{prepared.folder}",
         flush=True,
     )
-    chosen, found = fitted(chosen, prepared.folder, fit, print if verbosity > QUIET else silent)
+    chosen, measured = fitted(chosen, prepared.folder, fit, print if verbosity > QUIET else silent)
     current_path().parent.mkdir(parents=True, exist_ok=True)
-    record = {"preset": preset.to_dict(chosen), "tier": tier, "fit": found, "prepared": str(prepared.folder)}
+    record = {"preset": preset.to_dict(chosen), "tier": tier, "fit": measured, "prepared": str(prepared.folder)}
     write_atomic(current_path(), json.dumps(record, indent=1))
     if verbosity == VERBOSE:
         print("\n".join(f"{name} = {value!r}" for name, value in chosen.settings().items()))
 
 
 def _expand(pattern: str | None) -> tuple[str, ...]:
-    """Absolute paths that match, none for no pattern. Raises UserError when a pattern matches nothing."""
+    """The absolute paths that match `pattern`, if one is given. Raises UserError when none does."""
     if not pattern:
         return ()
-    found = [str(Path(name).resolve()) for name in glob.glob(pattern, recursive=True)]
-    if not found:
-        raise UserError(f"no file matches {pattern!r}; check the path (quote the pattern)")
-    return tuple(sorted(found))
+    paths = [str(Path(name).resolve()) for name in glob.glob(pattern, recursive=True)]
+    if not paths:
+        raise UserError(f"no file matches {pattern!r}; check the path, and quote the pattern")
+    return tuple(sorted(paths))
 
 
 @command.command(
     "score",
-    help="Score the checkpoint of a run again: val_bpb in bits per byte, or why it may not have one.",
+    help="Score the checkpoint of a run again. Prints val_bpb (bits per byte), or why it was rejected.",
     epilog=examples("prepare.py score runs/latest"),
 )
 @click.argument("run_dir", type=FOLDER)
-@click.option("--sandbox", type=click.Choice(["auto", *KINDS]), default="auto", show_default=True, help="Of the model.")
-@click.option("--batches", type=click.IntRange(min=1), help="Only see whether this many batches would work.")
+@click.option("--sandbox", type=click.Choice(["auto", *KINDS]), default="auto", show_default=True,
+              help="Sandbox for the model process.")  # fmt: skip
+@click.option("--batches", type=click.IntRange(min=1), help="Only check that this many batches can be scored.")
 def score_command(run_dir: Path, sandbox: str, batches: int | None) -> None:
     from lab.scoring.score import score_run
     from lab.trial.sandbox import available
@@ -152,7 +159,7 @@ def score_command(run_dir: Path, sandbox: str, batches: int | None) -> None:
 
 @command.command(
     "sample",
-    help="Write text with the checkpoint of a run, or with those of two, side by side.  [default: the last one]",
+    help="Generate text from the checkpoint of a run, or compare two runs side by side.  [default: the latest run]",
     epilog=examples(
         "prepare.py sample --prompt 'The dog' --count 3",
         "prepare.py sample --tag nov22 runs/latest",
@@ -161,25 +168,25 @@ def score_command(run_dir: Path, sandbox: str, batches: int | None) -> None:
     ),
 )
 @click.argument("run_dirs", metavar="[RUN_DIR] [RUN_DIR]", nargs=-1, type=FOLDER)
-@click.option("--tag", help="The best model that this night kept, before the runs that are named.")
-@click.option("--prompt", help=f"What the text starts with.  [default: {PROMPT}; in a chat what you type]")
+@click.option("--tag", help="Use the best run kept in nights/TAG, before any RUN_DIR.")
+@click.option("--prompt", help=f"Start of the text.  [default: {PROMPT}; with --chat, what you type]")
 @click.option(
-    "--tokens", type=click.IntRange(min=1), help="Length at most, in tokens.  [default: 200; 40 a turn in a chat]"
+    "--tokens", type=click.IntRange(min=1), help="Maximum number of tokens.  [default: 200; with --chat, 40 per turn]"
 )
 @click.option(
     "--temperature",
     default=0.8,
     show_default=True,
     type=Finite(min=0),
-    help="0 always takes the likeliest token.",
+    help="Sampling temperature; 0 always takes the most likely token.",
 )
 @click.option(
-    "--top-k", default=50, show_default=True, type=click.IntRange(min=0), help="Choose among this many tokens; 0: all."
+    "--top-k", default=50, show_default=True, type=click.IntRange(min=0), help="Sample from the top K tokens; 0: all."
 )
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the choice.")
-@click.option("--count", default=1, show_default=True, type=click.IntRange(min=1), help="Texts, each of its own seed.")
-@click.option("--chat", is_flag=True, help="Write a story in turns: your sentence, the model's, yours.")
-@click.option("--export", "folder", type=click.Path(path_type=Path), help="Write the run to a folder for other tools.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Random seed of the first text.")
+@click.option("--count", default=1, show_default=True, type=click.IntRange(min=1), help="Number of texts to generate.")
+@click.option("--chat", is_flag=True, help="Write a story in turns with the model.")
+@click.option("--export", "folder", type=click.Path(path_type=Path), help="Export the run to this folder for mlx-lm.")
 def sample_command(
     run_dirs: tuple[Path, ...], tag: str | None, count: int, chat: bool, folder: Path | None, **options: Any
 ) -> None:
@@ -188,7 +195,7 @@ def sample_command(
     runs = [best_run(tag)] if tag else []
     runs = [*runs, *run_dirs] or [last_run()]
     if len(runs) > (1 if chat or folder else 2):
-        raise UserError(f"{len(runs)} runs are too many: two can be compared, and one is for --chat or --export")
+        raise UserError(f"{len(runs)} runs given; name at most two to compare, or one with --chat or --export")
     if folder:
         return export_run(runs[0], folder)
     options["tokens"] = options["tokens"] or (40 if chat else 200)
@@ -199,7 +206,7 @@ def sample_command(
 
 
 def sample(runs: list[Path], count: int, *, seed: int, **options: Any) -> None:
-    """Write `count` texts by one run, or by two for comparison. Raises UserError."""
+    """Print `count` texts from one run, or compare two. Raises UserError."""
     from rich.console import Console
 
     from lab.interface.sample import compare, confinement, opened
@@ -227,16 +234,16 @@ def export_run(run: Path, folder: Path) -> None:
     from lab.interface.export import export
 
     export(run, folder)
-    print(f"{folder}: model.safetensors, tokenizer.json, config.json, train.py; its README.md says how to load them")
+    print(f"{folder}: model.safetensors, tokenizer.json, config.json, train.py; see its README.md for how to load them")
     print(f"mlx_lm.generate --model {folder} --trust-remote-code --prompt '{PROMPT}'")
 
 
 @command.command(
     "doctor",
-    help="Look at machine, data, sandbox, hub and models. Exit status 1 if something must be mended.",
+    help="Check the machine, data, sandbox, hub and models. Exits with status 1 if something must be fixed.",
     epilog=examples("prepare.py doctor", "prepare.py doctor --json"),
 )
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor_command(as_json: bool) -> None:
     from rich.console import Console
 
@@ -256,13 +263,15 @@ def doctor_command(as_json: bool) -> None:
 
 @command.command(
     "clean",
-    help="List prepared data and downloads, or runs, with their sizes in MB; remove what is named.",
+    help="List prepared data and downloads with their sizes, and remove the NAMES given.",
     epilog=examples("prepare.py clean", "prepare.py clean prepared/NAME", "prepare.py clean --runs --all"),
 )
 @click.argument("names", nargs=-1)
-@click.option("--all", "--yes", "everything", is_flag=True, help="Remove all that is not kept, downloads excepted.")
 @click.option(
-    "--runs", "of_runs", is_flag=True, help="Of runs/ and nights: checkpoints. What a run wrote about itself stays."
+    "--all", "--yes", "everything", is_flag=True, help="Remove everything that is not marked as kept, except downloads."
+)
+@click.option(
+    "--runs", "of_runs", is_flag=True, help="List or remove checkpoints in runs/ and nights/ instead; records stay."
 )
 def clean_command(names: tuple[str, ...], everything: bool, of_runs: bool) -> None:
     from lab.interface import housekeeping

@@ -151,7 +151,7 @@ def test_prepare_says_what_there_is(prepared, script, text_file):
     done = script("prepare.py", "--preset", "offline", "--vocab", 300, "--files", text_file)
     assert re.fullmatch(
         r"prepared offline, vocabulary 300: \d+ documents, [\d.]+ MB, [\d.]+M tokens; "
-        rf"scored: \d+ documents, [\d,]+ bytes\n{re.escape(str(prepared))}\n",
+        rf"validation: \d+ documents, [\d,]+ bytes\n{re.escape(str(prepared))}\n",
         done.stdout,
     )
 

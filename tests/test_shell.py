@@ -78,7 +78,7 @@ def test_the_examples_of_train_are_accepted(script):
     [
         ("agent_loop.py run --until 25:99", 2, "Error: Invalid value for '--until': '25:99' does not match"),
         ("agent_loop.py run --agent search --preset absent --tag none", 1, "error: "),
-        ("prepare.py --preset offline sample", 2, "Error: preset_name: options of prepare itself, which sample"),
+        ("prepare.py --preset offline sample", 2, "Error: sample takes no options before its name; see"),
         ("agent_loop.py run -q extra", 2, "Error: Got unexpected extra argument (extra)"),
     ],
 )

@@ -253,7 +253,7 @@ def test_a_damaged_file_is_named_and_rebuilt(prepared, cache, text_file, name, d
     assert open_prepared(prepared, parts=()).damaged() == [name]
     done = prepare(cache, text_file, vocab=300)
     assert done.returncode == 0, done.stderr
-    assert f"damaged and rebuilt: {name}\n" in done.stdout
+    assert f"rebuilt damaged files: {name}\n" in done.stdout
     assert contents(prepared) == before
 
 
