@@ -1,9 +1,9 @@
-"""Presets: presets/NAME.toml -> frozen dataclasses, strictly.
+"""Presets: presets/NAME.toml, parsed strictly into frozen dataclasses.
 
-A preset fixes the text, the tokenizer, the task and where `train.py` starts. Its `[[hardware]]` tiers adapt the start
-to the machine: they may set keys of [model], [batch], [optimizer] and [tokenizer] and nothing else, so that the
-machine never touches the text, the split, the context length, the scored bytes or the five minutes. The first tier
-that matches wins. Unknown keys, wrong types and impossible values are refused, naming file, key and remedy.
+A preset defines the text, the tokenizer, the task and the settings that `train.py` starts from. Its `[[hardware]]`
+tiers adapt these settings to the machine; the first one that matches applies. A tier may set keys of [model],
+[batch], [optimizer] and [tokenizer] only: text, split, context length, scored bytes and minutes never depend on the
+machine. Unknown keys, wrong types and invalid values raise a UserError that names the file, the key and what is valid.
 """
 
 import dataclasses
@@ -17,22 +17,22 @@ from lab.errors import UserError
 from lab.files import ROOT
 
 FOLDER = ROOT / "presets"
-BYTES_VOCAB = 256  # this vocabulary means pure bytes: 256 byte tokens plus the special ones, nothing trained
+BYTES_VOCAB = 256  # a vocabulary of this size is raw bytes: 256 byte tokens plus the special one, nothing trained
 DTYPES = ("float32", "bfloat16", "float16")
-READ = ("model", "batch", "optimizer")  # the sections that train.py reads as SETTINGS
-TIERED = (*READ, "tokenizer")  # the only sections that hardware may set
+SETTINGS = ("model", "batch", "optimizer")  # sections whose keys train.py reads as SETTINGS
+TIERED = (*SETTINGS, "tokenizer")  # sections that a hardware tier may set
 
 
 @dataclass(frozen=True)
 class Data:
-    """Where the text comes from and how much of it is used."""
+    """The source of the text, and how much of it is used."""
 
     source: str  # "hub", "stories" (built in) or "files" (the user's own)
-    train_bytes: int  # UTF-8 bytes of training text at most, whole documents
-    val_bytes: int  # UTF-8 bytes of validation text that is scored at most, whole documents
+    train_bytes: int  # most UTF-8 bytes of training text, whole documents
+    val_bytes: int  # most UTF-8 bytes of validation text to score, whole documents
     repo: str = ""  # hub dataset
     train_files: tuple[str, ...] = ()  # hub: names in the repo, read in this order as far as needed; files: paths
-    val_files: tuple[str, ...] = ()  # the same; none with source "files": a share is held out by hash
+    val_files: tuple[str, ...] = ()  # the same; empty with source "files": a share is held out by hash
     val_documents: tuple[int, ...] = (0, 0)  # hub: half-open range of documents of val_files[0]; (0, 0): all
     train_from: int = 0  # hub: first training document of train_files[0]
     text_field: str = "text"  # column or JSON field
@@ -40,13 +40,13 @@ class Data:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    vocab_size: int  # special tokens included; 256 means pure bytes (257 with the special token)
+    vocab_size: int  # special tokens included; 256 means raw bytes (257 with the special token)
 
 
 @dataclass(frozen=True)
 class Task:
     sequence_length: int  # tokens of context
-    minutes: float = 5.0  # training time; what is not five minutes is another task
+    minutes: float = 5.0  # training time; another value is another task
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Model:
     width: int  # residual stream, channels
     head_dim: int  # channels per attention head
     window: str  # attention per layer, repeated over the depth: L full context, S half of it
-    softcap: float  # logits are capped at +-softcap by tanh; 0 means no cap
+    softcap: float  # tanh limits the logits to +-softcap; 0 means no limit
     dtype: str  # of activations: float32, bfloat16 or float16
 
 
@@ -63,8 +63,10 @@ class Model:
 class Batch:
     tokens_per_step: int  # tokens per optimizer step
     rows: int  # sequences per forward and backward pass; the rest of a step is accumulated
-    processes: int = 1  # that train as one on this machine; each takes its share of a step (lab/training/parallel.py)
-    doubling: float = 1.0  # share of the time budget after which a step takes twice the tokens; 1 means never
+    processes: int = (
+        1  # data-parallel processes on this machine; each takes its share of a step (lab/training/parallel.py)
+    )
+    doubling: float = 1.0  # share of the time budget after which a step has twice the tokens; 1 means never
 
 
 @dataclass(frozen=True)
@@ -81,19 +83,16 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Tier:
-    """One [[hardware]] entry: what the machine must be like, and what it then sets."""
+    """One [[hardware]] entry: the condition on the machine, and the values it sets."""
 
     when: dict[str, Any]
     set: dict[str, Any]
 
     def matches(self, hardware: "Hardware") -> bool:
-        """Whether `hardware` has this backend and lies in every half-open range [low, high)."""
-        for key, wanted in self.when.items():
+        """Whether `hardware` has this backend and is within every half-open range [low, high)."""
+        for key, required in self.when.items():
             value = getattr(hardware, key)
-            if isinstance(wanted, str):
-                if value != wanted:
-                    return False
-            elif not wanted[0] <= value < wanted[1]:
+            if not (value == required if isinstance(required, str) else required[0] <= value < required[1]):
                 return False
         return True
 
@@ -103,7 +102,7 @@ class Tier:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a tier may look at."""
+    """The properties of the machine that a tier can test."""
 
     backend: str  # "metal" or "cpu"
     memory_gb: float  # of the whole machine
@@ -122,8 +121,8 @@ class Preset:
     hardware: tuple[Tier, ...] = field(default=(), compare=False)
 
     def settings(self) -> dict[str, Any]:
-        """What `train.py` reads as SETTINGS.name: every key of [model], [batch] and [optimizer], and the context."""
-        values = {key: value for part in READ for key, value in dataclasses.asdict(getattr(self, part)).items()}
+        """SETTINGS of `train.py`: every key of [model], [batch] and [optimizer], and the context length."""
+        values = {key: value for part in SETTINGS for key, value in dataclasses.asdict(getattr(self, part)).items()}
         return values | {"sequence_length": self.task.sequence_length}
 
 
@@ -131,21 +130,21 @@ SECTIONS = {"data": Data, "tokenizer": Tokenizer, "task": Task, "model": Model, 
 
 
 def names(folder: Path = FOLDER) -> list[str]:
-    """The presets there are."""
+    """The names of all presets."""
     return sorted(path.stem for path in folder.glob("*.toml"))
 
 
 def load(name: str, folder: Path = FOLDER) -> Preset:
-    """The preset `name`, as written, no tier applied. Raises UserError naming file, key and remedy."""
+    """The preset `name` as written, without a tier. Raises UserError if it is missing or invalid."""
     path = folder / f"{name}.toml"
     if not path.is_file():
-        raise UserError(f"there is no preset {name!r}; choose one of: {', '.join(names(folder))}")
+        raise UserError(f"no preset {name!r} in presets/; choose one of: {', '.join(names(folder))}")
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"presets/{path.name} is not valid TOML ({error}); correct that line") from None
+        raise UserError(f"presets/{path.name} is not valid TOML ({error}); fix that line") from None
     where = f"presets/{path.name}"
-    _refuse_unknown(where, content, [*SECTIONS, "hardware"])
+    _check_keys(where, content, [*SECTIONS, "hardware"])
     parts = {key: _section(where, key, kind, content.get(key, {})) for key, kind in SECTIONS.items()}
     entries = content.get("hardware", [])
     if not isinstance(entries, list):
@@ -158,7 +157,7 @@ def load(name: str, folder: Path = FOLDER) -> Preset:
 
 
 def adapt(preset: Preset, hardware: Hardware) -> tuple[Preset, str]:
-    """`preset` with the first matching tier applied, and that tier in words ("" when none matches)."""
+    """`preset` with the first matching tier applied, and a description of that tier ("" if none matches)."""
     for tier in preset.hardware:
         if tier.matches(hardware):
             return _apply(preset, tier), str(tier)
@@ -166,13 +165,13 @@ def adapt(preset: Preset, hardware: Hardware) -> tuple[Preset, str]:
 
 
 def override(preset: Preset, *, vocab_size: int | None = None, sequence_length: int | None = None) -> Preset:
-    """`preset`, already adapted, with another vocabulary or context; a pass keeps its number of tokens."""
+    """An adapted `preset` with another vocabulary or context; `rows` changes to keep the tokens of a pass."""
     if vocab_size is not None:
         preset = dataclasses.replace(preset, tokenizer=Tokenizer(vocab_size))
     if sequence_length is not None:
         rows = max(1, preset.batch.rows * preset.task.sequence_length // max(1, sequence_length))
-        together = rows * max(1, sequence_length) * preset.batch.processes
-        processes = preset.batch.processes if preset.batch.tokens_per_step % together == 0 else 1
+        per_pass = rows * max(1, sequence_length) * preset.batch.processes
+        processes = preset.batch.processes if preset.batch.tokens_per_step % per_pass == 0 else 1
         preset = dataclasses.replace(
             preset,
             task=dataclasses.replace(preset.task, sequence_length=sequence_length),
@@ -182,27 +181,27 @@ def override(preset: Preset, *, vocab_size: int | None = None, sequence_length: 
 
 
 def from_dict(values: dict[str, Any]) -> Preset:
-    """The inverse of dataclasses.asdict, for settings.json and manifests (tiers are not recorded)."""
+    """The inverse of `to_dict`."""
     parts = {key: _section("recorded preset", key, kind, values[key]) for key, kind in SECTIONS.items()}
     return Preset(values["name"], **parts)
 
 
 def to_dict(preset: Preset) -> dict[str, Any]:
-    """A JSON-able record of a preset without its tiers."""
+    """A record of a preset for JSON files, without its tiers."""
     return {"name": preset.name} | {key: dataclasses.asdict(getattr(preset, key)) for key in SECTIONS}
 
 
 def validate(preset: Preset, where: str) -> None:
-    """Refuse impossible values. Raises UserError naming the key and what would be possible."""
+    """Raises UserError for an invalid value; names the key and what is valid."""
     data, task, model, batch, rates = preset.data, preset.task, preset.model, preset.batch, preset.optimizer
     per_pass = max(1, batch.rows * task.sequence_length * batch.processes)
-    documents = data.val_documents
+    documents, vocabulary = data.val_documents, preset.tokenizer.vocab_size
     rules = [
-        (preset.data.source in ("hub", "stories", "files"), "data.source", "must be hub, stories or files"),
+        (data.source in ("hub", "stories", "files"), "data.source", "must be hub, stories or files"),
         (
             data.source != "hub" or (data.repo and data.train_files and data.val_files),
             "data.repo, train_files and val_files",
-            'must be given with source = "hub"',
+            'are required with source = "hub"',
         ),
         (
             documents == (0, 0) or (len(documents) == 2 and 0 <= documents[0] < documents[1]),
@@ -211,16 +210,11 @@ def validate(preset: Preset, where: str) -> None:
         ),
         (data.train_from >= 0, "data.train_from", "must not be negative"),
         (data.text_field != "", "data.text_field", "must name a column"),
-        (preset.data.train_bytes > 0 and preset.data.val_bytes > 0, "data.*_bytes", "must be positive"),
+        (data.train_bytes > 0 and data.val_bytes > 0, "data.*_bytes", "must be positive"),
         (
-            BYTES_VOCAB <= preset.tokenizer.vocab_size <= 2**16,
+            vocabulary == BYTES_VOCAB or 300 <= vocabulary <= 2**16,
             "tokenizer.vocab_size",
-            "must be 256 (bytes) or 300 to 65536",
-        ),
-        (
-            preset.tokenizer.vocab_size == BYTES_VOCAB or preset.tokenizer.vocab_size >= 300,
-            "tokenizer.vocab_size",
-            "must be 256 (pure bytes) or at least 300",
+            "must be 256 (raw bytes) or 300 to 65536",
         ),
         (task.sequence_length >= 8, "task.sequence_length", "must be at least 8"),
         (task.minutes > 0, "task.minutes", "must be positive"),
@@ -233,9 +227,9 @@ def validate(preset: Preset, where: str) -> None:
         (
             model.window != "" and set(model.window) <= set("SL"),
             "model.window",
-            "must be made of the letters S and L",
+            "must consist of the letters S and L",
         ),
-        (model.softcap >= 0, "model.softcap", "must be positive, or 0 for none"),
+        (model.softcap >= 0, "model.softcap", "must be positive, or 0 to disable it"),
         (model.dtype in DTYPES, "model.dtype", f"must be one of {', '.join(DTYPES)}"),
         (
             batch.rows > 0 and batch.tokens_per_step > 0 and batch.tokens_per_step % per_pass == 0,
@@ -243,7 +237,7 @@ def validate(preset: Preset, where: str) -> None:
             f"must be a multiple of rows x sequence_length x processes = {per_pass}",
         ),
         (batch.processes > 0, "batch.processes", "must be positive"),
-        (0 <= batch.doubling <= 1, "batch.doubling", "is a share of the run: 0 to 1"),
+        (0 <= batch.doubling <= 1, "batch.doubling", "must be a share of the run, 0 to 1"),
         (
             all(value > 0 for key, value in vars(rates).items() if key.endswith("_lr") and key != "final_lr"),
             "optimizer.*_lr",
@@ -253,36 +247,36 @@ def validate(preset: Preset, where: str) -> None:
         (
             rates.warmup >= 0 and rates.warmdown >= 0 and rates.warmup + rates.warmdown <= 1,
             "optimizer.warmup and optimizer.warmdown",
-            "are shares of the run: each 0 to 1, at most 1 together",
+            "must be shares of the run, 0 to 1, and add up to at most 1",
         ),
-        (0 <= rates.final_lr <= 1, "optimizer.final_lr", "is a share of the full rate: 0 to 1"),
+        (0 <= rates.final_lr <= 1, "optimizer.final_lr", "must be a share of the full rate, 0 to 1"),
     ]
-    for holds, key, remedy in rules:
-        if not holds:
-            raise UserError(f"{where}: {key} {remedy}")
+    for valid, key, requirement in rules:
+        if not valid:
+            raise UserError(f"{where}: {key} {requirement}")
 
 
 def _apply(preset: Preset, tier: Tier) -> Preset:
     changes = {}
     for part in TIERED:
         current = getattr(preset, part)
-        mine = {key: value for key, value in tier.set.items() if hasattr(current, key)}
-        changes[part] = dataclasses.replace(current, **mine)
+        values = {key: value for key, value in tier.set.items() if hasattr(current, key)}
+        changes[part] = dataclasses.replace(current, **values)
     return dataclasses.replace(preset, **changes)
 
 
 def _tier(where: str, number: int, entry: dict[str, Any]) -> Tier:
     where = f"{where}, hardware tier {number}"
-    _refuse_unknown(where, entry, ["when", "set"])
+    _check_keys(where, entry, ["when", "set"])
     when, changes = entry.get("when", {}), entry.get("set", {})
     for name, table in (("when", when), ("set", changes)):
         if not isinstance(table, dict):
             raise UserError(f"{where}: {name} must be a table of keys")
-    _refuse_unknown(f"{where}, when", when, [f.name for f in dataclasses.fields(Hardware)])
+    _check_keys(f"{where}, when", when, [f.name for f in dataclasses.fields(Hardware)])
     allowed = {f.name: f.type for part in TIERED for f in dataclasses.fields(SECTIONS[part])}
     for key in changes:
         if key not in allowed:
-            raise UserError(f"{where} sets {key!r}; a tier may set only {', '.join(allowed)}")
+            raise UserError(f"{where}: sets {key!r}; a tier may set only {', '.join(allowed)}")
     for key, value in when.items():
         if key == "backend" and value not in ("metal", "cpu"):
             raise UserError(f'{where}: backend must be "metal" or "cpu", not {value!r}')
@@ -294,14 +288,14 @@ def _tier(where: str, number: int, entry: dict[str, Any]) -> Tier:
 
 def _section(where: str, section: str, kind: type, values: dict[str, Any]) -> Any:
     fields = {f.name: f for f in dataclasses.fields(kind)}
-    _refuse_unknown(f"{where} [{section}]", values, list(fields))
+    _check_keys(f"{where} [{section}]", values, list(fields))
     for name, spec in fields.items():
         if name not in values and spec.default is dataclasses.MISSING:
-            raise UserError(f"{where} [{section}] lacks {name}; add it")
+            raise UserError(f"{where} [{section}]: missing key {name!r}; add it")
     return kind(**{k: _typed(f"{where} [{section}]", k, fields[k].type, v) for k, v in values.items()})
 
 
-def _refuse_unknown(where: str, values: dict[str, Any], known: list[str]) -> None:
+def _check_keys(where: str, values: dict[str, Any], known: list[str]) -> None:
     import difflib
 
     if not isinstance(values, dict):
