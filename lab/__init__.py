@@ -1,6 +1,7 @@
-"""The fixed laboratory: everything that decides a result and that an experiment may not edit.
+"""Everything that decides a result and that an experiment may not edit.
 
-Its rooms follow the flow: data, machine, training, scoring, trial, loop, agents, interface; see docs/ARCHITECTURE.md.
+Its packages follow the flow: data, machine, training, scoring, trial, loop, agents, interface. See
+docs/ARCHITECTURE.md.
 """
 
 import importlib
@@ -10,7 +11,7 @@ from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_loader
 from types import ModuleType, TracebackType
 
-# Old name -> new name of the modules that the train.py of an old run or export imports.
+# Old name -> new name of modules that the train.py of an old run or export imports.
 MOVED = {
     "lab.backend": "lab.machine.backend",
     "lab.kernels": "lab.training.kernels",
@@ -19,7 +20,7 @@ MOVED = {
 
 
 class _Moved(MetaPathFinder, Loader):
-    """Finds a module of MOVED under its old name: the same module object, not a second one."""
+    """Imports a module of MOVED by its old name: the same module object, not a copy."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         return spec_from_loader(name, self) if name in MOVED else None
@@ -41,6 +42,4 @@ def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackT
         sys.__excepthook__(kind, error, trace)
 
 
-sys.excepthook = (
-    _uncaught  # for a Ctrl-C in the second that the imports take: lab.training.run.guarded comes after them
-)
+sys.excepthook = _uncaught  # Ctrl-C while the imports run, before lab.training.run.guarded is active

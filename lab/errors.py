@@ -1,4 +1,4 @@
-"""The one exception that is a message to the user rather than a bug."""
+"""The exception for errors of the user, which are not bugs, and text for one line of output."""
 
 import re
 
@@ -7,11 +7,11 @@ INTERRUPTED = 130  # exit status after Ctrl-C, as shells give it
 
 
 class UserError(Exception):
-    """An expected failure: one line that says what was wrong and what to do. Printed without a traceback."""
+    """An expected error: one line that says what was wrong and what to do, printed without a traceback."""
 
 
 def one_line(text: str | BaseException, limit: int = 200) -> str:
-    """A text, or an exception's message, as one printable line of at most `limit` characters: no escape sequences."""
+    """A text, or the message of an exception, as one printable line of at most `limit` characters, without escapes."""
     whole = str(text) or (type(text).__name__ if isinstance(text, BaseException) else "")
     plain = ESCAPE.sub("", whole[: 20 * limit]).encode("utf-8", "replace").decode()
     plain = " ".join("".join(c if c.isprintable() else " " for c in plain).split())

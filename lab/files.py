@@ -1,4 +1,4 @@
-"""Writing files so that a kill at any moment leaves either the old content or the new, never half of it."""
+"""Atomic writes, so that a kill at any moment leaves the old content or the new; and the folders of the cache."""
 
 import errno
 import hashlib
@@ -13,14 +13,14 @@ ROOT = Path(__file__).resolve().parent.parent  # this checkout
 
 
 def cache_root() -> Path:
-    """Folder of everything prepared: $AUTORESEARCH_CACHE, or ~/.cache/autoresearch."""
+    """The cache folder, of all prepared data: $AUTORESEARCH_CACHE, or ~/.cache/autoresearch."""
     return Path(os.environ.get("AUTORESEARCH_CACHE") or Path.home() / ".cache" / "autoresearch")
 
 
 def register() -> None:
-    """Let the cache know this checkout, whose nights may need what is prepared in it."""
+    """Record this checkout in the cache as a user of it: its nights may need the data prepared there."""
     users = cache_root() / "users"
-    with suppress(OSError):  # who may not write here may not remove either
+    with suppress(OSError):  # without write access nothing can be removed either
         users.mkdir(parents=True, exist_ok=True)
         (users / "since").open("x").close()
     with suppress(OSError):
@@ -29,13 +29,13 @@ def register() -> None:
 
 
 def checkouts() -> list[Path]:
-    """This checkout and the others that use the cache, as far as they are still there."""
-    known = [Path(os.fsdecode(path.read_bytes())) for path in (cache_root() / "users").glob("*.path")]
-    return sorted({ROOT, *(path for path in known if path.is_dir())})
+    """This checkout and the others recorded in the cache that still exist."""
+    recorded = [Path(os.fsdecode(path.read_bytes())) for path in (cache_root() / "users").glob("*.path")]
+    return sorted({ROOT, *(path for path in recorded if path.is_dir())})
 
 
 def recorded_since() -> float:
-    """When the cache began to know who uses it, in seconds since 1970."""
+    """When the cache started to record its users, in seconds since 1970."""
     return (cache_root() / "users" / "since").stat().st_mtime
 
 
@@ -55,13 +55,13 @@ def write_atomic(path: Path | str, content: str | bytes) -> None:
 
 
 def append_line(path: Path | str, line: str) -> None:
-    """Append one line in a single write and sync it. Starts a new line first if the last one was cut short."""
+    """Append one line in a single write and sync it. Starts a new line first if the last one is incomplete."""
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         size = os.fstat(descriptor).st_size
-        cut = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-        data = (b"\n" if cut else b"") + line.encode() + b"\n"
-        if os.write(descriptor, data) < len(data):  # a disk that fills up takes a part of it
+        incomplete = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        data = (b"\n" if incomplete else b"") + line.encode() + b"\n"
+        if os.write(descriptor, data) < len(data):  # a full disk takes only a part of it
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         os.fsync(descriptor)
     finally:
@@ -69,16 +69,15 @@ def append_line(path: Path | str, line: str) -> None:
 
 
 def inside(path: Path, folder: Path) -> Path:
-    """`path`, which must lie below `folder`, with no link on the way. Raises UserError where one leads out."""
+    """`path`, which must be below `folder` without a link in between. Raises UserError if a link leads out of it."""
     parent = path.parent
     if parent.resolve() != folder.resolve() / parent.relative_to(folder):
-        raise UserError(f"{parent} leads out of {folder} by a link, which is not followed; put a folder in its place")
+        raise UserError(f"{parent} leads outside {folder} through a link; replace the link with a folder")
     return path
 
 
 def remove(path: Path, folder: Path) -> None:
-    """Remove what is at `path`, if anything: a file, a link, a whole folder. Raises UserError unless it lies inside
-    `folder`."""
+    """Remove the file, link or whole folder at `path`, if it exists. Raises UserError unless it is inside `folder`."""
     inside(path, folder)
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)

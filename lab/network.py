@@ -1,4 +1,4 @@
-"""Network variables of the environment, which every HTTP client reads: without them, or one line for a wrong one."""
+"""The environment variables that every HTTP client reads (proxies, certificates): hide them, or explain a wrong one."""
 
 import ipaddress
 import os
@@ -16,26 +16,26 @@ PASSWORD = re.compile(r"//[^/@]*@")
 
 @contextmanager
 def hidden(*more: str) -> Iterator[None]:
-    """The environment without network variables and `more`: for a library that makes a client when it is imported."""
+    """Hide the network variables and `more` while a library is imported that creates an HTTP client on import."""
     names = [*_set(PROXIES), *_set(CERTIFICATES), *more]
-    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    values = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
         yield
     finally:
-        os.environ.update(kept)
+        os.environ.update(values)
 
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Around making an HTTP client, which connects to nothing: what fails there is a variable, and a UserError."""
+    """Wrap the creation of an HTTP client. It does not connect yet, so an error means a wrong variable: a UserError."""
     try:
         yield
     except Exception as error:
-        raise UserError(_complaint(error)) from None
+        raise UserError(_explain(error)) from None
 
 
 def is_this_machine(url: str) -> bool:
-    """Whether the host of `url` is a loopback address, to which no proxy is meant to stand in the way."""
+    """Whether the host of `url` is a loopback address, which needs no proxy."""
     try:
         name = urlsplit(url).hostname or ""
         return name == "localhost" or name.endswith(".localhost") or ipaddress.ip_address(name).is_loopback
@@ -43,11 +43,11 @@ def is_this_machine(url: str) -> bool:
         return False
 
 
-def _complaint(error: Exception) -> str:
+def _explain(error: Exception) -> str:
     names = _set(CERTIFICATES if isinstance(error, OSError) else PROXIES)
-    told = ", ".join(f"{name}={PASSWORD.sub('//...@', os.environ[name])}" for name in names)
+    settings = ", ".join(f"{name}={PASSWORD.sub('//...@', os.environ[name])}" for name in names)
     reason = one_line(PASSWORD.sub("//...@", str(error)), 100).partition(". ")[0]
-    return f"no connection can be made with {told or 'the proxies of this system'} ({reason}); unset or correct it"
+    return f"no connection can be made with {settings or 'the proxies of this system'} ({reason}); unset or fix it"
 
 
 def _set(names: re.Pattern[str]) -> list[str]:

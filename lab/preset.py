@@ -63,9 +63,7 @@ class Model:
 class Batch:
     tokens_per_step: int  # tokens per optimizer step
     rows: int  # sequences per forward and backward pass; the rest of a step is accumulated
-    processes: int = (
-        1  # data-parallel processes on this machine; each takes its share of a step (lab/training/parallel.py)
-    )
+    processes: int = 1  # that train data-parallel on this machine, each its share of a step (lab/training/parallel.py)
     doubling: float = 1.0  # share of the time budget after which a step has twice the tokens; 1 means never
 
 

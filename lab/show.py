@@ -1,6 +1,6 @@
-"""Progress for people: bars and live displays on a terminal, plain lines in a log; never a carriage return in a file.
+"""Progress output: bars and live displays on a terminal, plain lines elsewhere; never a carriage return in a file.
 
-How much of it there is is one setting, `verbosity`, that every long command takes: QUIET, NORMAL or VERBOSE.
+One setting, `verbosity`, controls the amount of output of every long command: QUIET, NORMAL or VERBOSE.
 """
 
 import math
@@ -21,18 +21,18 @@ from rich.text import Text
 from lab.errors import one_line
 
 QUIET, NORMAL, VERBOSE = range(3)
-LINE = 1000  # characters of a line of a night's log
+LINE = 1000  # most characters of a log line
 LOG_SECONDS = 5.0  # between plain lines when the output is not a terminal
-LIVE_SECONDS = 0.5  # between repaints of a training's display; one takes about a millisecond
-WIDEST = 100  # columns of a live display, however wide the terminal is
+LIVE_SECONDS = 0.5  # between repaints of the training display; one takes about a millisecond
+WIDEST = 100  # most columns of a live display
 
 
 def verbosity_options(quiet: str, verbose: str) -> Callable[[Callable], Callable]:
-    """-q and -v of a command, with what they mean there: its argument `verbosity`."""
+    """The options -q and -v with these help texts; the command takes them as its argument `verbosity`."""
 
     def add(function: Callable) -> Callable:
-        for flags, level, meaning in ((("-v", "--verbose"), VERBOSE, verbose), (("-q", "--quiet"), QUIET, quiet)):
-            option = click.option(*flags, "verbosity", type=int, flag_value=level, default=NORMAL, help=meaning)
+        for flags, level, text in ((("-v", "--verbose"), VERBOSE, verbose), (("-q", "--quiet"), QUIET, quiet)):
+            option = click.option(*flags, "verbosity", type=int, flag_value=level, default=NORMAL, help=text)
             function = option(function)
         return function
 
@@ -40,12 +40,12 @@ def verbosity_options(quiet: str, verbose: str) -> Callable[[Callable], Callable
 
 
 class Finite(click.FloatRange):
-    """A range of numbers without nan, which passes every comparison of a FloatRange, and inf."""
+    """A FloatRange without inf and nan; nan passes every comparison of a FloatRange."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
-            self.fail(f"{number} is no finite number", param, ctx)
+            self.fail(f"{number} is not a finite number", param, ctx)
         return number
 
 
@@ -53,27 +53,27 @@ MINUTES = Finite(min=0, min_open=True, max=7 * 24 * 60)  # a week
 
 
 def examples(*lines: str) -> str:
-    """The end of a command's help."""
+    """The examples at the end of a command's help."""
     return "\n".join(["\b", "Examples:", *(f"  python {line}" for line in lines)])
 
 
 def log(line: str) -> None:
-    """A line of a night's log, with the time of day."""
+    """Print a log line with the time of day."""
     print(f"{datetime.now():%H:%M:%S} {one_line(line, LINE)}", flush=True)
 
 
 def silent(line: str) -> None:
-    """A `log` that prints nothing."""
+    """A replacement for `log` that prints nothing."""
 
 
 def live_console(stream: TextIO) -> Console | None:
-    """A console that can be painted anew in place; None for files and dumb terminals, whatever FORCE_COLOR says."""
+    """A console that can be repainted in place; None for files and dumb terminals, whatever FORCE_COLOR is."""
     console = Console(file=stream, markup=False, emoji=False)
     return console if stream.isatty() and console.is_interactive else None
 
 
 def bar(share: float, width: int) -> Text:
-    """`share` of a line of `width` columns; to be told apart without colours too."""
+    """A progress bar of `width` columns, `share` of it filled; readable without colors too."""
     full = int(share * width)
     return Text.assemble(("━" * full, "bar.complete"), ("─" * (width - full), "bar.back"))
 
@@ -84,15 +84,16 @@ def minutes(seconds: float) -> str:
     return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
 
 
-def working(on: str, verbosity: int) -> AbstractContextManager:
-    """Shows on a terminal that something without figures of its own goes on, while the block runs."""
+def working(message: str, verbosity: int) -> AbstractContextManager:
+    """Shows a spinner with `message` on a terminal while the block runs."""
     console = live_console(sys.stdout) if verbosity > QUIET else None
-    return console.status(on) if console else nullcontext()
+    return console.status(message) if console else nullcontext()
 
 
 class Bars:
-    """One bar per label on a terminal; elsewhere a line every LOG_SECONDS; nothing when `quiet`. Use as a context
-    manager; call it with (label, bytes done, bytes in all); a total of 0 means unknown."""
+    """One progress bar per label on a terminal, a line every LOG_SECONDS elsewhere, nothing if `quiet`.
+
+    Use it as a context manager. Call it with (label, bytes done, total bytes); a total of 0 means unknown."""
 
     def __init__(self, stream: TextIO = sys.stderr, quiet: bool = False):
         self.stream, self.quiet = stream, quiet
@@ -132,7 +133,7 @@ class Bars:
 
 @dataclass(frozen=True)
 class Reading:
-    """How a training does after a step."""
+    """The progress of a training run after a step."""
 
     step: int
     progress: float  # share of the budget, 0 to 1
@@ -151,7 +152,7 @@ class Reading:
         )
 
     def painted(self, width: int) -> Text:
-        """Two lines of at most `width` columns: the budget as a bar, and the figures."""
+        """Two lines of at most `width` columns: a progress bar of the budget, and the figures."""
         end = f" {100 * self.progress:3.0f}%  {minutes(self.remaining)} left"
         figures = (
             f"step {self.step}  loss {self.loss:.4f}  {self.tokens_per_second:,.0f} tok/s  mfu {self.mfu:.1f}%  "
@@ -163,29 +164,31 @@ class Reading:
 
 
 class Training:
-    """The latest reading of a training: painted in place on a terminal, a plain line now and then elsewhere, every one
-    of them when verbose, none when quiet. Use as a context manager."""
+    """Shows the latest reading of a training run; use it as a context manager.
+
+    On a terminal it repaints in place; elsewhere it prints a line every LOG_SECONDS. Verbose prints every reading,
+    quiet none."""
 
     def __init__(self, verbosity: int = NORMAL, stream: TextIO = sys.stdout):
         self.verbosity, self.stream = verbosity, stream
         console = live_console(stream) if verbosity == NORMAL else None
         self.live = Live(console=console, auto_refresh=False) if console else None
-        self.pause = LIVE_SECONDS if console else 0.0 if verbosity == VERBOSE else LOG_SECONDS
+        self.interval = LIVE_SECONDS if console else 0.0 if verbosity == VERBOSE else LOG_SECONDS
         self.last, self.latest = float("-inf"), None
 
     def __enter__(self) -> "Training":
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the display with the latest reading in it, and the cursor below."""
+        """Leave the latest reading on the screen, and the cursor below it."""
         if self.live and self.latest:
             self._paint()
             self.live.stop()
 
     def show(self, reading: Reading) -> None:
-        """Show `reading`, unless the one before it was shown a moment ago."""
+        """Show `reading`, unless another was shown less than `interval` seconds ago."""
         self.latest = reading
-        if self.verbosity == QUIET or time.monotonic() - self.last < self.pause:
+        if self.verbosity == QUIET or time.monotonic() - self.last < self.interval:
             return
         self.last = time.monotonic()
         if self.live:
