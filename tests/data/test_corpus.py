@@ -302,12 +302,12 @@ HUB_FAILURES = {
     "403": (Fault("/resolve/", status=403), "HF_TOKEN"),
     "503": (Fault("/resolve/", status=503, skip=4), "answers 503"),
     "cut": (Fault("/resolve/", cut=1000, skip=6), "cannot be reached"),
-    "html": (Fault("/resolve/", content=b"<html>" * 100_000), "not a whole parquet file"),
+    "html": (Fault("/resolve/", content=b"<html>" * 100_000), "not a complete parquet file"),
 }
 
 
 @pytest.mark.parametrize("name", HUB_FAILURES)
-def test_hub_failure_is_one_clear_line_and_then_mended(hub, tmp_path, name):
+def test_a_hub_failure_is_one_line_and_a_later_fetch_succeeds(hub, tmp_path, name):
     fault, expected = HUB_FAILURES[name]
     hub.server.faults.append(fault)
     message = refused(hub, tmp_path)
