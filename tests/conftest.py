@@ -16,7 +16,7 @@ from lab.data import stories
 # Two BLAS threads on a core that another test keeps busy wait for each other: ten times slower than one.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 ROOT = Path(__file__).resolve().parent.parent
-PROGRESS = ("learning the tokenizer", "tokenizing")  # what prepare.py says on stderr while it works
+PROGRESS = ("training the tokenizer", "tokenizing")  # what prepare.py says on stderr while it works
 Script = Callable[..., subprocess.CompletedProcess]
 
 

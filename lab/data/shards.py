@@ -1,11 +1,11 @@
 """Prepared data: documents -> tokenizer.json, train-*.npy, val.npy and a manifest, in one folder of the cache.
 
-The folder is named by preset, vocabulary and a digest of all that determines its content. Each file is renamed into
-place when whole and its entry appended to shards.jsonl, so that an interrupted preparation goes on where it stopped;
-the manifest is written last: no manifest, no data. Shards are flat uint16 token arrays in which <|bos|> starts every
-document. They are encoded by one process per core, a few shards at a time, so memory does not grow with the text.
+The folder is named by preset, vocabulary and a digest of everything that determines its content. Each file is written
+atomically and recorded in shards.jsonl, so that an interrupted preparation resumes where it stopped; the manifest is
+written last, and without it the folder is incomplete. Shards are flat uint16 token arrays; <|bos|> starts every
+document. One process per core encodes them, a few shards at a time, so memory does not grow with the text.
 
-The task fingerprint is the digest of the text that is scored, the context and the minutes, and of nothing else.
+The task fingerprint is a digest of the scored text, the context length and the budget, and of nothing else.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,18 +35,18 @@ from lab.preset import Preset
 if TYPE_CHECKING:
     from lab.data.corpus import Corpus
 
-FORMAT = 1  # raise it when the same text would give other shards
+FORMAT = 1  # increment it when the same text would give other shards
 SHARD_BYTES = 8 * 2**20  # UTF-8 bytes of text per shard
-SAMPLE_BYTES = 8_000_000  # of text that the tokenizer learns from
-ENCODE_DOCUMENTS = 512  # documents per call of the tokenizer library
+SAMPLE_BYTES = 8_000_000  # of text that the tokenizer is trained on
+ENCODE_DOCUMENTS = 512  # documents per call to the tokenizer library
 
-PARTS = ("train", "val", "tokenizer")  # of a manifest; an experiment opens train alone: it cannot read val
+PARTS = ("train", "val", "tokenizer")  # of a manifest; an experiment opens only train and cannot read val
 
-Progress = Callable[[str, int, int], None]  # (what, bytes done, bytes in all)
+Progress = Callable[[str, int, int], None]  # (label, bytes done, total bytes)
 
 
 class Shard(NamedTuple):
-    """One file of tokens as the manifest lists it."""
+    """The entry of a token file in the manifest."""
 
     name: str
     documents: int
@@ -72,16 +73,16 @@ class Prepared:
 
     @cached_property
     def val(self) -> np.ndarray:
-        """(tokens,) uint16: the documents that are scored, end to end, each started by <|bos|>."""
+        """(tokens,) uint16: the scored documents, concatenated, <|bos|> before each."""
         return np.load(self.folder / self.manifest["val"]["name"])
 
     def fingerprint(self, sequence_length: int, minutes: float, steps: int | None = None) -> str:
-        """The task: scored text, context and budget. Results of different tasks are never compared."""
+        """Identifies the task: scored text, context and budget. Results of different tasks are never compared."""
         task = [self.manifest["val_text_sha256"], sequence_length, float(minutes), steps]
         return hashlib.sha256(json.dumps(task).encode()).hexdigest()[:12]
 
     def damaged(self, parts: tuple[str, ...] = PARTS) -> list[str]:
-        """Names of files that are missing or whose content is not what the manifest says."""
+        """Names of files that are missing or do not match the manifest."""
         listed = {part: self.manifest[part] for part in parts}
         entries = [e for entry in listed.values() for e in (entry if isinstance(entry, list) else [entry])]
         paths = [(entry["name"], self.folder / entry["name"], entry["sha256"]) for entry in entries]
@@ -89,7 +90,7 @@ class Prepared:
 
 
 def open_prepared(folder: Path, parts: tuple[str, ...] = PARTS) -> Prepared:
-    """The data in `folder`, these parts checked. Raises UserError when one is incomplete or damaged."""
+    """The data in `folder`, after a check of `parts`. Raises UserError if one is missing or damaged."""
     if not (folder / "manifest.json").is_file():
         raise UserError(f"nothing is prepared in {folder}; run `make prepare`")
     prepared = Prepared(folder, _manifest(folder))
@@ -99,7 +100,7 @@ def open_prepared(folder: Path, parts: tuple[str, ...] = PARTS) -> Prepared:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of `folder`. Raises UserError when it is damaged."""
+    """The manifest of `folder`. Raises UserError if it is damaged."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         listed = [*manifest["train"], manifest["val"], manifest["tokenizer"]]
@@ -111,9 +112,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def prepare(preset: Preset, corpus: "Corpus", progress: Progress) -> tuple[Prepared, list[str]]:
-    """Tokenizer and shards of `corpus` under the cache, and the names of the damaged files that were rebuilt.
+    """Tokenizer and shards of `corpus` in the cache, and the names of the damaged files that were rebuilt.
 
-    Does nothing when they are complete and sound. Raises UserError when there is too little text."""
+    Does nothing if they are complete and undamaged. Raises UserError if there is too little text."""
     vocabulary = preset.tokenizer.vocab_size
     decides = {"format": FORMAT, "text": corpus.identity, "vocab_size": vocabulary, "val": preset.data.val_bytes}
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
@@ -130,7 +131,7 @@ def prepare(preset: Preset, corpus: "Corpus", progress: Progress) -> tuple[Prepa
             if not rebuilt:
                 return open_prepared(folder), []
             (folder / "manifest.json").unlink()
-        for leftover in folder.glob(".*.tmp"):  # of a killed preparation
+        for leftover in folder.glob(".*.tmp"):  # from a killed preparation
             leftover.unlink()
         _build(folder, preset, corpus, decides, progress)
         return open_prepared(folder), rebuilt
@@ -140,18 +141,18 @@ def _build(folder: Path, preset: Preset, corpus: "Corpus", decides: dict[str, An
     done = _finished_shards(folder)
     tokenizer_path = folder / "tokenizer.json"
     if done.pop("tokenizer.json", None) is None:
-        progress("learning the tokenizer", 0, 0)
+        progress("training the tokenizer", 0, 0)
         tokenizer = train_tokenizer(_first_bytes(corpus.train(), SAMPLE_BYTES), preset.tokenizer.vocab_size)
         write_atomic(tokenizer_path, tokenizer.to_json())
         _record(folder, Shard("tokenizer.json", 0, 0, 0, sha256(tokenizer_path)))
     tokenizer = Tokenizer.load(tokenizer_path)
 
     val_texts = scored_documents(corpus.val(), preset.data.val_bytes)
-    val = write_shard(folder, "val.npy", val_texts, tokenizer)
-    total = 0 if preset.data.source == "files" else preset.data.train_bytes  # own files may hold less
+    val = _write_shard(folder, "val.npy", val_texts, tokenizer)
+    total = 0 if preset.data.source == "files" else preset.data.train_bytes  # the user's files may hold less
     train = list(_write_train(folder, corpus.train(), total, done, progress))
     if not train:
-        raise UserError("the source has no training documents; name other files with FILES=")
+        raise UserError("no training documents in the source; choose other files with FILES=")
     manifest = {
         "preset": preset.name,
         "vocab_size": tokenizer.vocab_size,
@@ -161,14 +162,14 @@ def _build(folder: Path, preset: Preset, corpus: "Corpus", decides: dict[str, An
         "val_text_sha256": hashlib.sha256("\0".join(val_texts).encode()).hexdigest(),
         "train": [shard._asdict() for shard in train],
         "totals": {key: sum(getattr(shard, key) for shard in train) for key in ("documents", "bytes", "tokens")},
-        "versions": {"numpy": np.__version__, "tokenizers": _version("tokenizers")},
+        "versions": {"numpy": np.__version__, "tokenizers": version("tokenizers")},
     }
     write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1))
 
 
 def scored_documents(documents: Iterable[str], limit: int) -> list[str]:
-    """The first whole documents that fit in `limit` UTF-8 bytes together; one that does not fit ends the list,
-    unless it is the first: then the search goes on. Raises UserError when none fits."""
+    """The first whole documents of at most `limit` UTF-8 bytes together: skips documents until one fits, then stops at
+    the first that does not. Raises UserError if none fits."""
     chosen, total = [], 0
     for text in documents:
         size = len(text.encode())
@@ -179,14 +180,14 @@ def scored_documents(documents: Iterable[str], limit: int) -> list[str]:
             break
     if not chosen:
         raise UserError(
-            f"no validation document fits in val_bytes = {limit}: the source holds too few or too long documents; "
-            "name others with VAL_FILES="
+            f"no validation document fits in val_bytes = {limit}: the source has too few documents, or they are too "
+            "long; choose other files with VAL_FILES="
         )
     return chosen
 
 
-def write_shard(folder: Path, name: str, texts: list[str], tokenizer: Tokenizer) -> Shard:
-    """Encode `texts` into folder/name, rename it into place, and return its entry."""
+def _write_shard(folder: Path, name: str, texts: list[str], tokenizer: Tokenizer) -> Shard:
+    """Encode `texts`, write folder/name atomically, and return its entry."""
     starts = range(0, len(texts), ENCODE_DOCUMENTS)
     tokens = np.concatenate([a for at in starts for a in tokenizer.encode(texts[at : at + ENCODE_DOCUMENTS])])
     buffer = io.BytesIO()
@@ -199,7 +200,7 @@ def write_shard(folder: Path, name: str, texts: list[str], tokenizer: Tokenizer)
 def _write_train(
     folder: Path, documents: Iterator[str], total: int, done: dict[str, Shard], progress: Progress
 ) -> Iterator[Shard]:
-    """Encode the groups of documents that are not yet done, one process per core, and yield entries in order."""
+    """Encode the groups of documents that are not `done`, one process per core; yield all entries in order."""
     workers = os.cpu_count() or 1
     read = 0
     pending: deque[Shard | Future[Shard]] = deque()
@@ -235,7 +236,7 @@ def _start_worker(tokenizer: Path) -> None:
     _worker_tokenizer = Tokenizer.load(tokenizer)
     parent = multiprocessing.parent_process()
 
-    def end_with_parent() -> None:  # a killed parent would leave its workers waiting for ever
+    def end_with_parent() -> None:  # else the workers of a killed parent would wait forever
         parent.join()
         os._exit(1)
 
@@ -243,11 +244,11 @@ def _start_worker(tokenizer: Path) -> None:
 
 
 def _work(folder: Path, name: str, texts: list[str]) -> Shard:
-    return write_shard(folder, name, texts, _worker_tokenizer)
+    return _write_shard(folder, name, texts, _worker_tokenizer)
 
 
 def _groups(documents: Iterator[str]) -> Iterator[tuple[list[str], int]]:
-    """Runs of documents of SHARD_BYTES together (the last document may go over), with their size in bytes."""
+    """Groups of documents of SHARD_BYTES together (the last document may exceed it), with their size in bytes."""
     group, size = [], 0
     for text in documents:
         group.append(text)
@@ -272,7 +273,7 @@ def _record(folder: Path, shard: Shard) -> None:
 
 
 def _finished_shards(folder: Path) -> dict[str, Shard]:
-    """Shards of an earlier, interrupted preparation that are whole. A torn line or a damaged file is done again."""
+    """Whole shards of an interrupted preparation. Incomplete lines and damaged files are skipped and done again."""
     done: dict[str, Shard] = {}
     path = folder / "shards.jsonl"
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
@@ -288,13 +289,7 @@ def _finished_shards(folder: Path) -> dict[str, Shard]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One preparation of a folder at a time; a second one waits."""
+    """Hold the lock of a folder: a second preparation waits."""
     with open(folder / ".lock", "w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import version
-
-    return version(package)
