@@ -1,8 +1,8 @@
-"""The one place that imports MLX, after making it fast on this machine.
+"""The only module that imports MLX, after loading a fast BLAS for it.
 
-On Linux the mlx wheel brings the reference BLAS (4 GFLOPS on two cores where OpenBLAS reaches 150). A library loaded
-into the global namespace before mlx takes its place, so OpenBLAS is loaded first. On macOS MLX uses Metal and
-Accelerate and nothing is done here. Importing this module loads both; every other module imports `mx` and `nn` from it.
+On Linux the mlx wheel contains the reference BLAS (4 GFLOPS on two cores where OpenBLAS reaches 150). A library in the
+global namespace before mlx is loaded replaces it, so OpenBLAS is loaded first. On macOS MLX uses Metal and Accelerate,
+and nothing is done here. Importing this module does both; all other modules import `mx` and `nn` from it.
 """
 
 import ctypes
@@ -18,8 +18,8 @@ HUGE_PAGE = 2**21
 
 
 def _load_gfortran(mlx_libraries: Path) -> None:
-    """OpenBLAS asks for libgfortran.so.5. A system without it still has the copy in the mlx wheel, whose only
-    difference is the name written inside it: load that copy from memory under the name that is asked for."""
+    """OpenBLAS needs libgfortran.so.5. If the system has none, load the copy in the mlx wheel, which differs only in
+    the name stored in it, from memory under the name that OpenBLAS needs."""
     try:
         ctypes.CDLL("libgfortran.so.5", mode=ctypes.RTLD_GLOBAL)
         return
@@ -35,14 +35,14 @@ def _load_gfortran(mlx_libraries: Path) -> None:
 
 
 def _load_blas() -> str:
-    """Load OpenBLAS for MLX's CPU backend. Returns what MLX computes matrix products with, in words."""
+    """Load OpenBLAS for MLX's CPU backend. Returns a description of the library that multiplies matrices."""
     if platform.system() != "Linux":
         return "Accelerate"
     spec = importlib.util.find_spec("ngsolve_openblas")
     if spec is None or spec.origin is None:
         return "reference BLAS (slow: no OpenBLAS package for this processor)"
     _load_gfortran(Path(spec.origin).parent.parent / "mlx_cpu.libs")
-    # Idle BLAS threads spin for 2^n cycles; by default (26) they take a core from everything between two products.
+    # Idle BLAS threads spin for 2^n cycles; the default, 26, takes a core from everything between two products.
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "8")
     [library] = glob.glob(str(Path(spec.origin).parent / "libopenblas*.so*"))
     ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
@@ -50,9 +50,9 @@ def _load_blas() -> str:
 
 
 def _keep_memory() -> None:
-    """Have glibc keep what is freed: by default every large array of every step is new pages from the kernel, and
-    touching them first costs more than the arithmetic on them (51,000 page faults a step of tinystories, now 5,600).
-    The first HEAP bytes are of huge pages, where the kernel has them."""
+    """Make glibc keep freed memory. By default every large array of every step is new pages from the kernel, and the
+    first access to them costs more than the arithmetic (51,000 page faults per step of tinystories; with this, 5,600).
+    The first HEAP bytes are huge pages, if the kernel has them."""
     if platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)
@@ -65,7 +65,7 @@ def _keep_memory() -> None:
         libc.mallopt(option, value)
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.argtypes, libc.madvise.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    if block := libc.malloc(HEAP):  # not touched: it only moves the end of the heap
+    if block := libc.malloc(HEAP):  # never accessed: this only moves the end of the heap
         start = -(-block // HUGE_PAGE) * HUGE_PAGE
         libc.madvise(start, block + HEAP - start, mmap.MADV_HUGEPAGE)
         libc.free(block)
