@@ -1,5 +1,5 @@
-"""Who proposes: the built-in search, a local model, both, a coding CLI, or somebody outside (`try`).
+"""Proposes experiments: the built-in search, a local model, both, a coding CLI, or the user (`try`).
 
-In: a briefing (`briefing`), rebuilt from the journal before every experiment. Out: a proposal, which is a whole
-train.py and the reason for it. Checks, training and verdict are the same for all and know no agent.
+In: a briefing (`briefing`), rebuilt from the journal before every experiment. Out: a proposal, which is a complete
+train.py and the reason for the change. All proposals are checked, trained and judged in the same way.
 """

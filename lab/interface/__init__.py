@@ -1,4 +1,4 @@
-"""What a person sees and types beside training: panel, report, samples, exports, doctor, clean-up.
+"""Everything a person reads or types outside of training: panel, report, samples, exports, doctor, clean-up.
 
-In: run folders, journals, the state of the machine. Out: text, pictures and HTML; nothing here decides a result.
+In: run folders, journals, the state of the machine. Out: text, images and HTML. Nothing here affects a result.
 """

@@ -1,5 +1,5 @@
-"""What this machine is, how it is doing, and what fits it.
+"""Describes this machine, its current condition, and what fits it.
 
-In: the operating system's and MLX's answers. Out: the hardware that selects a preset's tier, the condition before and
-after a run, the model and batch that five minutes pay for; and `backend`, the one module that imports MLX.
+In: data from the operating system and MLX. Out: the hardware that selects a preset's tier, the condition before and
+after a run, and the model and batch that fit the time budget. Also `backend`, the only module that imports MLX.
 """

@@ -1,5 +1,5 @@
-"""One training run, outside of what train.py decides.
+"""Runs one training, except for what train.py decides.
 
-In: settings, token shards and the `main` of a train.py. Out: a run folder with checkpoint, steps and result. Clock,
-seed, batches, the CPU's kernels and several processes that train as one are here.
+In: settings, token shards and the `main` function of a train.py. Out: a run folder with checkpoint, steps and result.
+Holds the clock, seed and batches of a run, CPU kernels, and data-parallel training.
 """

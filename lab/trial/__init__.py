@@ -1,5 +1,5 @@
-"""One experiment as a child process that can do no harm.
+"""Runs one experiment as a child process that can do no harm.
 
-In: a train.py, settings and a seed. Out: whether it ran, what it scored and whether the machine behaved (`runner`).
-`guard` watches limits, `sandbox` confines, `crash` summarizes a failure.
+In: a train.py, settings and a seed. Out: whether it ran, its score, and whether the machine was in order (`runner`).
+`guard` enforces limits, `sandbox` confines the process, `crash` summarizes a failure.
 """
