@@ -1,4 +1,4 @@
-"""What reaches a person without being a bug is one line with its cause and what to do; nothing wrong is stored."""
+"""Bad input is one line with its cause and what to do, and is never stored."""
 
 import json
 
@@ -23,13 +23,13 @@ def checkout(tmp_path_factory):
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "1e300", "-0", "-nan", "-inf", "1e999", "0x1"])
-def test_what_is_no_number_of_minutes(text):
+def test_invalid_numbers_of_minutes(text):
     with pytest.raises(click.BadParameter):
         MINUTES.convert(text, None, None)
 
 
 @pytest.mark.parametrize("command", [("train.py",), (*RUN, "wrong")], ids=["train", "agent"])
-def test_minutes_that_are_no_time_are_refused_and_not_stored(checkout, command):
+def test_invalid_minutes_are_refused_and_not_stored(checkout, command):
     done = checkout.python(*command, "--minutes=nan", check=False)
     assert done.returncode == 2
     assert "Error: Invalid value for '--minutes'" in done.stderr
@@ -57,7 +57,7 @@ def test_damaged_settings_of_a_night_are_one_line(checkout, content):
     assert line.endswith("settings.json is damaged; restore it, or choose another --tag")
 
 
-def test_minutes_of_a_night_that_are_no_time_are_one_line(checkout):
+def test_invalid_minutes_in_settings_of_a_night_are_one_line(checkout):
     path = checkout.folder / "nights" / "timeless" / "settings.json"
     path.parent.mkdir(parents=True)
     record = json.loads((checkout.cache / "current.json").read_text(encoding="utf-8"))
@@ -66,7 +66,7 @@ def test_minutes_of_a_night_that_are_no_time_are_one_line(checkout):
 
 
 @pytest.mark.parametrize("temperature", ["nan", "inf"])
-def test_a_temperature_that_is_none_is_refused(checkout, temperature):
+def test_a_temperature_that_is_not_finite_is_refused(checkout, temperature):
     done = checkout.python("prepare.py", "sample", f"--temperature={temperature}", check=False)
     assert done.returncode == 2
     assert "Error: Invalid value for '--temperature'" in done.stderr
@@ -85,7 +85,7 @@ def test_logits_that_are_not_finite_are_one_line(value):
 
 
 @pytest.mark.parametrize("command", [("score", "runs/latest"), ("sample",), ("clean", "--runs", "x")], ids=str)
-def test_a_link_to_itself_is_no_run(checkout, command):
+def test_a_link_to_itself_is_refused_as_a_run(checkout, command):
     (checkout.folder / "runs").mkdir(exist_ok=True)
     latest = checkout.folder / "runs" / "latest"
     latest.unlink(missing_ok=True)

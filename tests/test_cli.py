@@ -15,14 +15,14 @@ import os, pkgutil, sys
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGING = ("os.mkdir", "os.rename", "os.remove", "os.symlink", "os.link", "os.truncate", "shutil.", "tempfile.")
 OUTSIDE = ("subprocess.", "os.system", "os.posix_spawn", "os.fork", "socket.", "urllib.")
-seen = []
+violations = []
 
 def watch(event, arguments):
     if event == "open" and isinstance(arguments[0], (str, bytes)) and isinstance(arguments[2], int):
         if arguments[2] & WRITING:
-            seen.append((event, str(arguments[0])))
+            violations.append((event, str(arguments[0])))
     elif event.startswith(CHANGING + OUTSIDE) and event not in ("socket.__new__",):
-        seen.append((event, str(arguments)[:200]))
+        violations.append((event, str(arguments)[:200]))
 
 sys.addaudithook(watch)
 import lab
@@ -31,7 +31,7 @@ for module in sorted(info.name for info in pkgutil.walk_packages(lab.__path__, "
         __import__(module)
 import prepare, train
 sys.stdout.flush()
-assert seen == [], seen
+assert violations == [], violations
 hub = [name for name in ("datasets", "huggingface_hub", "fsspec") if name in sys.modules]
 assert hub == [], hub
 """
@@ -60,7 +60,7 @@ def test_importing_does_nothing(tmp_path):
         ("train.py --help", ["--minutes", "--steps", "--seed", "--run-dir", "--no-score"]),
     ],
 )
-def test_help_says_what_there_is_and_does_nothing(script, cache, command, mentions):
+def test_help_lists_the_options_and_does_nothing(script, cache, command, mentions):
     shown = script(*command.split())
     assert (shown.returncode, shown.stderr) == (0, "")
     assert [word for word in mentions if word not in shown.stdout] == []
@@ -134,20 +134,20 @@ def test_training_after_the_data_was_removed_is_refused(prepared, script, tmp_pa
 
 
 @pytest.mark.parametrize("content", ["{", "{}"])
-def test_a_damaged_record_of_what_is_current_is_refused_in_one_line(script, cache, tmp_path, content):
+def test_a_damaged_current_json_is_one_error(script, cache, tmp_path, content):
     cache.mkdir()
     (cache / "current.json").write_text(content)
     assert "make prepare" in refusal(script("train.py", "--steps", 1, "--run-dir", tmp_path / "run"))
 
 
 @pytest.mark.parametrize("command", ["score", "sample"])
-def test_a_folder_that_is_no_run_is_refused(script, tmp_path, command):
+def test_a_folder_that_is_not_a_run_is_refused(script, tmp_path, command):
     (tmp_path / "empty").mkdir()
     line = refusal(script("prepare.py", command, tmp_path / "empty"))
     assert "runs/" in line
 
 
-def test_prepare_says_what_there_is(prepared, script, text_file):
+def test_prepare_prints_a_summary(prepared, script, text_file):
     done = script("prepare.py", "--preset", "offline", "--vocab", 300, "--files", text_file)
     assert re.fullmatch(
         r"prepared offline, vocabulary 300: \d+ documents, [\d.]+ MB, [\d.]+M tokens; "
@@ -229,7 +229,7 @@ def test_make_train_alone_trains_on_what_was_prepared_last():
 
 @needs_make
 @pytest.mark.parametrize(("variable", "flag"), [("Q=1", "--quiet"), ("V=1", "--verbose")])
-def test_make_passes_on_how_much_is_printed(variable, flag):
+def test_make_passes_verbosity_on(variable, flag):
     assert made("train", "PRESET=offline", variable) == [
         ["prepare.py", "--preset", "offline", flag],
         ["train.py", flag],
@@ -279,7 +279,7 @@ def test_make_passes_a_tag_on_as_one_word(target, tag):
 
 
 @needs_make
-def test_make_clean_runs_lists_unless_told():
+def test_make_clean_runs_lists_by_default():
     assert made("clean-runs") == [["prepare.py", "clean", "--runs"]]
     assert made("clean-runs", "NAMES=runs/a runs/b") == [["prepare.py", "clean", "--runs", "runs/a", "runs/b"]]
     assert made("clean-runs", "ALL=1") == [["prepare.py", "clean", "--runs", "--yes"]]

@@ -1,4 +1,4 @@
-"""Manners in a shell: help that is true, exit statuses, Ctrl-C, -q and -v, completion."""
+"""Behavior in a shell: help, exit statuses, Ctrl-C, -q and -v, completion."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def checkout(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(checkout):
-    """What a quiet training said."""
+    """The result of a quiet training run."""
     return checkout.python("train.py", "--steps", 2, "-q")
 
 
@@ -82,7 +82,7 @@ def test_the_examples_of_train_are_accepted(script):
         ("agent_loop.py run -q extra", 2, "Error: Got unexpected extra argument (extra)"),
     ],
 )
-def test_a_mistake_is_one_line_and_its_status(checkout, command, status, line):
+def test_a_wrong_command_line_is_one_error_and_an_exit_status(checkout, command, status, line):
     done = checkout.python(*command.split(), check=False)
     assert (done.returncode, done.stdout) == (status, "")
     assert done.stderr.splitlines()[-1].startswith(line)
@@ -90,7 +90,7 @@ def test_a_mistake_is_one_line_and_its_status(checkout, command, status, line):
     assert done.stderr.count("rror: ") == 1
 
 
-def test_a_reader_that_leaves_ends_the_command_without_a_word(checkout):
+def test_a_closed_pipe_ends_the_command_silently(checkout):
     line = shlex.join(checkout.command("prepare.py", "doctor"))
     done = subprocess.run(f"{line} | head -1", shell=True, **checkout.where(), capture_output=True, text=True)
     assert done.stdout.startswith("ok       machine")
@@ -103,7 +103,7 @@ def test_a_reader_that_leaves_ends_the_command_without_a_word(checkout):
 def interrupted(
     checkout: Checkout, begun: Callable[[str], bool], *arguments: object, **more: str
 ) -> subprocess.CompletedProcess:
-    """What a command says and gives when its terminal's Ctrl-C comes once `begun(output so far)`."""
+    """The result of a command that gets its terminal's Ctrl-C once `begun(output so far)`."""
     folder = checkout.folder.parent
     with open(folder / "out", "w", encoding="utf-8") as out, open(folder / "err", "w", encoding="utf-8") as err:
         where = {"cwd": checkout.folder, "env": environment(checkout.cache, **more), "start_new_session": True}

@@ -55,9 +55,9 @@ def long_text(tmp_path_factory) -> Path:
 
 
 def numbered(path: Path, megabytes: int) -> Path:
-    told = documents(1000)
-    size = sum(map(len, told))
-    return write_jsonl(path, [f"{n}. {text}" for n in range(-(-megabytes * 1_000_000 // size)) for text in told])
+    texts = documents(1000)
+    size = sum(map(len, texts))
+    return write_jsonl(path, [f"{n}. {text}" for n in range(-(-megabytes * 1_000_000 // size)) for text in texts])
 
 
 # ---- what is written
@@ -134,17 +134,8 @@ class Started:
     """prepare.py in a process group of its own."""
 
     def __init__(self, cache: Path, text: Path, vocab: int):
-        command = [
-            sys.executable,
-            "prepare.py",
-            "--no-fit",
-            "--preset",
-            "offline",
-            "--vocab",
-            str(vocab),
-            "--files",
-            str(text),
-        ]
+        options = ["--no-fit", "--preset", "offline", "--vocab", str(vocab), "--files", str(text)]
+        command = [sys.executable, "prepare.py", *options]
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=environment(cache), start_new_session=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -383,7 +374,7 @@ def roomy(tmp_path_factory) -> tuple[Path, dict[str, str]]:
 
 
 @pytest.mark.parametrize("size", ["4k", "1m"], ids=["tokenizer", "shard"])
-def test_a_full_disk_is_one_line_and_room_makes_it_whole(cache, small_disk, roomy, size):
+def test_a_full_disk_is_one_error_and_preparation_resumes_when_there_is_space(cache, small_disk, roomy, size):
     text, expected = roomy
     small_disk(f"size={size}")
     assert "No space left on device" in refusal(prepare(cache, text))
