@@ -127,7 +127,7 @@ def test_an_interrupted_prepare_is_calm_and_what_was_prepared_stays(checkout):
     text = write_jsonl(checkout.folder.parent / "more.jsonl", documents(3000, seed=1))
     before = (checkout.cache / "current.json").read_text()
     flags = ("--preset", "offline", "--vocab", 600, "--files", text, "--no-fit")
-    calm(interrupted(checkout, lambda said: "learning" in said, "prepare.py", *flags))
+    calm(interrupted(checkout, lambda output: "training the tokenizer" in output, "prepare.py", *flags))
     assert (checkout.cache / "current.json").read_text() == before
 
 
@@ -137,7 +137,7 @@ def test_an_interrupted_training_is_calm(checkout, processes, tmp_path):
     record["preset"]["batch"] |= {"rows": 2, "processes": processes}
     (tmp_path / "settings.json").write_text(json.dumps(record))
     where = {"AUTORESEARCH_SETTINGS": str(tmp_path / "settings.json")}
-    calm(interrupted(checkout, lambda said: "step 0" in said, "train.py", "-v", "--no-score", **where))
+    calm(interrupted(checkout, lambda output: "step 0" in output, "train.py", "-v", "--no-score", **where))
 
 
 def test_an_interrupted_scoring_is_calm_and_leaves_no_process(checkout):
