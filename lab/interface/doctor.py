@@ -1,6 +1,6 @@
-"""What of this machine serves a night and what does not: one line a finding, with the one command that mends it.
+"""Check that this machine is ready for a night: one line per finding, with the command that fixes it.
 
-Each check returns its findings; none changes anything. A check that cannot be made is a finding too.
+A check yields findings and changes nothing. A check that fails to run is a finding too.
 """
 
 import contextlib
@@ -37,13 +37,13 @@ STYLES = {"ok": "green", "warning": "yellow", "failure": "bold red"}
 class Finding:
     level: Literal["ok", "warning", "failure"]
     about: str
-    told: str
-    mend: str = ""  # the one command, or the one thing to do
+    message: str
+    fix: str = ""  # one command, or one thing to do
 
 
 def end_at_interrupt() -> None:
-    """From now on Ctrl-C ends this process at once, for one that leaves nothing behind. KeyboardInterrupt in the middle
-    of an import loses the interpreter's import lock, and threads that import then wait for ever (CPython 3.11)."""
+    """Make Ctrl-C end this process at once; safe because it leaves nothing behind. A KeyboardInterrupt in the middle of
+    an import loses the interpreter's import lock, and threads that import then wait forever (CPython 3.11)."""
 
     def end(*_: object) -> None:
         os.write(2, b"\nstopped\n")
@@ -53,35 +53,35 @@ def end_at_interrupt() -> None:
 
 
 def examine() -> Iterator[Finding]:
-    """Every finding, in the order in which a night needs them. Who is asked over a network is asked meanwhile."""
-    with contextlib.suppress(Exception):  # is a finding then; it hides variables as it is imported, so before threads
+    """All findings, in the order in which a night needs them. Network checks run in parallel with the others."""
+    with contextlib.suppress(Exception):  # becomes a finding later; it changes os.environ, so it comes before threads
         import lab.agents.ollama_client  # noqa: F401
     checks = (_machine, _mlx, _tier, _condition, _power, _disk, _cache, _prepared, _sandbox, _git, _hub, _ollama)
     with ThreadPoolExecutor() as pool:
-        asked = {check: pool.submit(_findings, check) for check in (_hub, _ollama)}
+        submitted = {check: pool.submit(_findings, check) for check in (_hub, _ollama)}
         for check in checks:
-            yield from asked[check].result() if check in asked else _findings(check)
+            yield from submitted[check].result() if check in submitted else _findings(check)
 
 
 def _findings(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
     try:
         return list(check())
-    except Exception as error:  # whatever is broken here is what is looked for
-        told = f"could not be looked at: {type(error).__name__}: {error}"
-        return [Finding("failure", check.__name__.strip("_"), told, "make clean setup")]
+    except Exception as error:  # a broken machine is what the doctor looks for
+        message = f"check failed: {type(error).__name__}: {error}"
+        return [Finding("failure", check.__name__.strip("_"), message, "make clean setup")]
 
 
 @cache
 def _facts() -> dict[str, Any]:
-    """Asking a Mac takes a second."""
+    """Cached: on a Mac it takes a second."""
     return hardware.describe()
 
 
 def _machine() -> Iterator[Finding]:
     facts = _facts()
     gpu = f", {facts['gpu_cores']} GPU cores" if facts["gpu_cores"] else ", no Apple GPU"
-    told = f"{facts['chip']}, {facts['cpu_cores']} cores{gpu}, {facts['memory_gb']:.0f} GB, {facts['os']}"
-    yield Finding("ok", "machine", f"{told}, Python {platform.python_version()}")
+    message = f"{facts['chip']}, {facts['cpu_cores']} cores{gpu}, {facts['memory_gb']:.0f} GB, {facts['os']}"
+    yield Finding("ok", "machine", f"{message}, Python {platform.python_version()}")
 
 
 def _mlx() -> Iterator[Finding]:
@@ -89,13 +89,13 @@ def _mlx() -> Iterator[Finding]:
 
     peak = hardware.matmul_peak("float32", repeats=5) / 1e9
     device = f"Metal ({mx.device_info()['architecture']})" if mx.metal.is_available() else "the CPU"
-    told = f"MLX {mx.__version__} on {device}, {BLAS}, {peak:,.0f} GFLOP/s float32"
+    message = f"MLX {mx.__version__} on {device}, {BLAS}, {peak:,.0f} GFLOP/s float32"
     if _facts()["backend"] == "metal" and not mx.metal.is_available():
-        yield Finding("failure", "mlx", f"{told}: this Mac has a GPU that MLX does not see", "make clean setup")
+        yield Finding("failure", "mlx", f"{message}: MLX does not see the GPU of this Mac", "make clean setup")
     elif "slow" in BLAS:
-        yield Finding("warning", "mlx", told, "run on a Mac or on x86-64: there is no fast BLAS package for this one")
+        yield Finding("warning", "mlx", message, "use a Mac or x86-64: there is no fast BLAS package here")
     else:
-        yield Finding("ok", "mlx", told)
+        yield Finding("ok", "mlx", message)
 
 
 def _tier() -> Iterator[Finding]:
@@ -105,78 +105,78 @@ def _tier() -> Iterator[Finding]:
     chosen, facts = preset.load(record["preset"]["name"]), _facts()
     here = preset.Hardware(facts["backend"], facts["memory_gb"], facts["gpu_cores"])
     tier = next((tier for tier in chosen.hardware if tier.matches(here)), None)
-    words = str(tier) if tier else ""
-    seen = f"{here.backend}, {here.memory_gb:.0f} GB, {here.gpu_cores} GPU cores"
+    name = str(tier) if tier else ""
+    detected = f"{here.backend}, {here.memory_gb:.0f} GB, {here.gpu_cores} GPU cores"
     sets = ", ".join(f"{key} {value}" for key, value in tier.set.items()) if tier else "the preset as written"
-    told = f"{chosen.name}, {words or 'none'}: {'the first that fits' if tier else 'no tier fits'} {seen}; {sets}"
-    if record["tier"] in (None, words):
-        yield Finding("ok", "tier", told)
+    message = f"{chosen.name}, {name or 'none'}: {'first match' if tier else 'no match'} for {detected}; {sets}"
+    if record["tier"] in (None, name):
+        yield Finding("ok", "tier", message)
     else:
-        told = f"{told}; what is prepared is for another machine: {record['tier'] or 'no tier'}"
-        yield Finding("warning", "tier", told, f"make prepare PRESET={chosen.name}")
+        message = f"{message}; the data was prepared for another machine: {record['tier'] or 'no tier'}"
+        yield Finding("warning", "tier", message, f"make prepare PRESET={chosen.name}")
 
 
 def _condition() -> Iterator[Finding]:
     now = condition()
     load = os.getloadavg()[0]
-    told = f"{now}, load {load:.1f}"
+    message = f"{now}, load {load:.1f}"
     if reason := unfit(now, now.flops):
-        yield Finding("warning", "condition", f"{told}: {reason}", "let it cool down, or close other programs")
+        yield Finding("warning", "condition", f"{message}: {reason}", "let it cool down, or close other programs")
     elif load > 0.5 * (os.cpu_count() or 1):
-        yield Finding("warning", "condition", f"{told}: other programs are busy", "close them before a night")
+        yield Finding("warning", "condition", f"{message}: other programs use the CPU", "close them before a night")
     else:
-        yield Finding("ok", "condition", told)
+        yield Finding("ok", "condition", message)
 
 
 @dataclass(frozen=True)
 class Supply:
     on_battery: bool
-    battery: str = ""  # its charge and what it does, "" for none
+    battery: str = ""  # charge and state, "" without a battery
 
 
 def _power() -> Iterator[Finding]:
     mac = sys.platform == "darwin"  # not run on a Mac
     supply = macos_supply(hardware.output("pmset", "-g", "batt")) if mac else linux_supply(Path("/"))
-    told = f"on {'battery' if supply.on_battery else 'AC'} power, {supply.battery or 'no battery'}"
+    message = f"on {'battery' if supply.on_battery else 'AC'} power, {supply.battery or 'no battery'}"
     if supply.on_battery:
-        yield Finding("warning", "power", f"{told}: a night needs the charger", "plug it in")
+        yield Finding("warning", "power", f"{message}; a night needs AC power", "plug in the charger")
     else:
-        yield Finding("ok", "power", told)
+        yield Finding("ok", "power", message)
     if mac:
         yield from power_settings(hardware.output("pmset", "-g", "custom"))
     elif supply.battery:
-        told = "this laptop may sleep when it is idle or closed, and a night does not keep it awake"
-        yield Finding("warning", "sleep", told, "systemd-inhibit --what=idle:sleep:handle-lid-switch make agent")
+        message = "this laptop may sleep when idle or closed, and a night does not prevent that"
+        yield Finding("warning", "sleep", message, "systemd-inhibit --what=idle:sleep:handle-lid-switch make agent")
 
 
-def macos_supply(told: str) -> Supply:
-    """What `pmset -g batt` prints. Not run on a Mac."""
-    battery = re.search(r"InternalBattery.*?(\d+)%; ([a-zA-Z ]+?)(?:;| present)", told)
-    return Supply("'Battery Power'" in told, f"battery {battery[1]} % {battery[2]}" if battery else "")
+def macos_supply(output: str) -> Supply:
+    """From the output of `pmset -g batt`. Not run on a Mac."""
+    battery = re.search(r"InternalBattery.*?(\d+)%; ([a-zA-Z ]+?)(?:;| present)", output)
+    return Supply("'Battery Power'" in output, f"battery {battery[1]} % {battery[2]}" if battery else "")
 
 
 def linux_supply(root: Path) -> Supply:
-    """From /sys below `root`: the batteries of the machine itself, not those of its mice."""
-    found = {}
+    """From /sys below `root`: the machine's own batteries, not those of a mouse."""
+    batteries = {}
     for folder in sorted(root.glob("sys/class/power_supply/*")):
-        kind, scope, charge, does = (content(folder / n).strip() for n in ("type", "scope", "capacity", "status"))
+        kind, scope, charge, state = (content(folder / n).strip() for n in ("type", "scope", "capacity", "status"))
         if kind == "Battery" and scope != "Device":
-            found[folder.name] = (charge, does.lower())
-    told = ", ".join(f"battery {charge} % {does}" for charge, does in found.values())
-    return Supply(any(does == "discharging" for _, does in found.values()), told)
+            batteries[folder.name] = (charge, state.lower())
+    text = ", ".join(f"battery {charge} % {state}" for charge, state in batteries.values())
+    return Supply(any(state == "discharging" for _, state in batteries.values()), text)
 
 
-def power_settings(told: str) -> Iterator[Finding]:
-    """Findings in what `pmset -g custom` prints."""
-    on_charger = told.partition("AC Power:")[2] or told
+def power_settings(output: str) -> Iterator[Finding]:
+    """From the output of `pmset -g custom`."""
+    on_charger = output.partition("AC Power:")[2] or output
     values = dict(line.split()[:2] for line in on_charger.splitlines() if len(line.split()) == 2)
     if values.get("lowpowermode") == "1":
         yield Finding(
-            "warning", "low power mode", "on, also on the charger: runs are slower", "sudo pmset -c lowpowermode 0"
+            "warning", "low power mode", "on, even on the charger: runs are slower", "sudo pmset -c lowpowermode 0"
         )
     idle = int(values.get("sleep", "0"))
     sleeps = f"after {idle} min idle, but not while a night runs (caffeinate)" if idle else "never when idle"
-    yield Finding("ok", "sleep", f"on the charger {sleeps}; an open lid or a display is needed")
+    yield Finding("ok", "sleep", f"on the charger {sleeps}; keep the lid open or connect a display")
 
 
 def _disk() -> Iterator[Finding]:
@@ -184,21 +184,21 @@ def _disk() -> Iterator[Finding]:
     while not root.exists():
         root = root.parent
     free = min(shutil.disk_usage(path).free for path in (root, ROOT)) / 1e9
-    mend = "make clean-cache, or set AUTORESEARCH_CACHE to another disk"
+    fix = "make clean-cache, or set AUTORESEARCH_CACHE to another disk"
     level = "failure" if free < NO_DISK_GB else "warning" if free < LOW_DISK_GB else "ok"
-    yield Finding(level, "disk", f"{free:.0f} GB free", "" if level == "ok" else mend)
+    yield Finding(level, "disk", f"{free:.0f} GB free", "" if level == "ok" else fix)
 
 
 def _cache() -> Iterator[Finding]:
     sizes: dict[str, list[int]] = {}
     for entry in housekeeping.listing():
         sizes.setdefault(entry.name.partition("/")[0], []).append(entry.bytes)
-    parts = [f"{part} {len(each)} in {sum(each) / 1e6:,.0f} MB" for part, each in sizes.items()]
-    yield Finding("ok", "cache", f"{', '.join(parts) or 'empty'}; {cache_root()}")
+    parts = [f"{part}: {len(each)}, {sum(each) / 1e6:,.0f} MB" for part, each in sizes.items()]
+    yield Finding("ok", "cache", f"{'; '.join(parts) or 'empty'}; {cache_root()}")
     runs = housekeeping.runs()
     spare = sum(run.bytes for run in runs if not run.kept) / 1e6
-    told = f"{len(runs)} with a checkpoint, {sum(run.bytes for run in runs) / 1e6:,.0f} MB"
-    yield Finding("ok", "runs", told + (f"; `make clean-runs ALL=1` would free {spare:,.0f} MB" if spare else ""))
+    message = f"{len(runs)} with a checkpoint, {sum(run.bytes for run in runs) / 1e6:,.0f} MB"
+    yield Finding("ok", "runs", message + (f"; `make clean-runs ALL=1` would free {spare:,.0f} MB" if spare else ""))
 
 
 def _prepared() -> Iterator[Finding]:
@@ -206,20 +206,22 @@ def _prepared() -> Iterator[Finding]:
 
     current = recorded()
     if not current:
-        yield Finding("warning", "data", "nothing is prepared yet", "make prepare PRESET=offline")
+        yield Finding("warning", "data", "no data is prepared yet", "make prepare PRESET=offline")
         return
     chosen = preset.from_dict(current["preset"])
     if not (Path(current["prepared"]) / "manifest.json").is_file():
-        yield Finding("failure", "data", f"{current['prepared']} is gone", f"make prepare PRESET={chosen.name}")
+        yield Finding("failure", "data", f"{current['prepared']} is missing", f"make prepare PRESET={chosen.name}")
         return
-    found = current.get("fit")
-    told = f"{chosen.name}, vocabulary {chosen.tokenizer.vocab_size}, context {chosen.task.sequence_length}"
-    told = f"{told}, depth {chosen.model.depth}, width {chosen.model.width}{', fitted to this machine' * bool(found)}"
-    if found and (times := times_as_fast(found)) > OUTGROWN:
-        told = f"{told} when that was {times:.1f} times slower"
-        yield Finding("warning", "data", told, "make fit")
+    fit = current.get("fit")
+    message = f"{chosen.name}, vocabulary {chosen.tokenizer.vocab_size}, context {chosen.task.sequence_length}"
+    message = f"{message}, depth {chosen.model.depth}, width {chosen.model.width}" + ", fitted to this machine" * bool(
+        fit
+    )
+    if fit and (times := times_as_fast(fit)) > OUTGROWN:
+        message = f"{message} when it was {times:.1f} times slower"
+        yield Finding("warning", "data", message, "make fit")
     else:
-        yield Finding("ok", "data", told)
+        yield Finding("ok", "data", message)
 
 
 def _sandbox() -> Iterator[Finding]:
@@ -227,13 +229,13 @@ def _sandbox() -> Iterator[Finding]:
 
     kind = available()
     if kind != "none":
-        yield Finding("ok", "sandbox", f"{kind}; its self-test holds: no network, no foreign files")
+        yield Finding("ok", "sandbox", f"{kind}; self-test passed: no network, no access to other files")
         return
     mac = sys.platform == "darwin"
-    told = "; ".join(f"{kind}: {self_test(kind)}" for kind in (("seatbelt",) if mac else ("bubblewrap", "landlock")))
-    mend = "permit unprivileged user namespaces" if shutil.which("bwrap") else "sudo apt-get install bubblewrap"
-    mend = "run the night from a plain Terminal, outside any other sandbox" if mac else mend
-    yield Finding("failure", "sandbox", f"none holds, and an agent's code could do what you can ({told})", mend)
+    message = "; ".join(f"{kind}: {self_test(kind)}" for kind in (("seatbelt",) if mac else ("bubblewrap", "landlock")))
+    fix = "allow unprivileged user namespaces" if shutil.which("bwrap") else "sudo apt-get install bubblewrap"
+    fix = "run the night from a plain Terminal, outside any other sandbox" if mac else fix
+    yield Finding("failure", "sandbox", f"none works, so an agent's code could do whatever you can ({message})", fix)
 
 
 def _git() -> Iterator[Finding]:
@@ -243,11 +245,11 @@ def _git() -> Iterator[Finding]:
         changed = git(ROOT, "status", "--porcelain", "--untracked-files=no").splitlines()
         head = git(ROOT, "log", "-1", "--format=%h %s")
     except UserError as error:
-        yield Finding("failure", "git", f"{error}: the night keeps its history in git", "git clone the project anew")
+        yield Finding("failure", "git", f"{error}; a night keeps its history in git", "git clone the project again")
         return
     if changed:
-        told = f"{len(changed)} changed files; a night begins at the last commit, {head}"
-        yield Finding("warning", "git", told, "git commit -am '...', if the night should begin with them")
+        message = f"{len(changed)} changed files; a night starts from the last commit, {head}"
+        yield Finding("warning", "git", message, "git commit -am '...', if the night should start with them")
     else:
         yield Finding("ok", "git", f"clean, at {head}")
 
@@ -259,7 +261,7 @@ def _hub() -> Iterator[Finding]:
     from lab.data.hub import check_endpoint, endpoint
     from lab.training.run import DEFAULT_PRESET
 
-    told = "not reachable: only the offline preset, your own files and what is prepared can be used"
+    message = "not reachable; you can use the offline preset, your own files and data that is already prepared"
     offline = "or: make prepare PRESET=offline"
     if constants.HF_HUB_OFFLINE:
         yield Finding("warning", "hub", "HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE")
@@ -272,14 +274,14 @@ def _hub() -> Iterator[Finding]:
             client = httpx.Client(timeout=HUB_SECONDS, follow_redirects=True, trust_env=not own)
         reply = client.get(url)
         if reply.is_success and "id" not in reply.json():
-            raise ValueError("JSON of another shape")
+            raise ValueError("unexpected JSON")
     except UserError as error:
         yield Finding("warning", "hub", str(error), f"unset it, {offline}")
     except (httpx.HTTPError, httpx.InvalidURL):
-        yield Finding("warning", "hub", f"{where} is {told}", f"check the network, {offline}")
+        yield Finding("warning", "hub", f"{where} is {message}", f"check the network, {offline}")
     except (ValueError, TypeError) as error:
-        told = f"{where} does not answer as a hub ({error})"
-        yield Finding("warning", "hub", told, f"correct HF_ENDPOINT, {offline}")
+        message = f"{where} does not answer like a hub ({error})"
+        yield Finding("warning", "hub", message, f"correct HF_ENDPOINT, {offline}")
     else:
         yield Finding("ok", "hub", f"{where} answers ({reply.status_code})")
 
@@ -289,33 +291,35 @@ def _ollama() -> Iterator[Finding]:
     from lab.agents.ollama import MEMORY_SHARE
     from lab.agents.ollama_client import Server
 
-    alone = "the search proposes alone"
+    alone = "search alone makes the proposals"
     try:
         server = Server(patience=0.0)
         models = server.models()
     except NoProposal as reason:
-        yield Finding("warning", "ollama", f"{reason}: {alone}", "ollama serve")
+        yield Finding("warning", "ollama", f"{reason}; {alone}", "ollama serve")
         return
     except UserError as reason:
-        yield Finding("warning", "ollama", f"{reason}: {alone}", "set OLLAMA_HOST to where the Ollama server is")
+        yield Finding("warning", "ollama", f"{reason}; {alone}", "set OLLAMA_HOST to the address of the Ollama server")
         return
     for reason in server.unread.values():
-        yield Finding("warning", "ollama", reason, "update Ollama, or pull the model anew")
+        yield Finding("warning", "ollama", reason, "update Ollama, or pull the model again")
     if not server.local:
-        told = f"train.py and the briefing leave this machine for {server.host}"
-        yield Finding("warning", "ollama", told, "unset OLLAMA_HOST, if they should stay here")
+        message = f"train.py and the briefing are sent to {server.host}"
+        yield Finding("warning", "ollama", message, "unset OLLAMA_HOST to keep them on this machine")
     if all(model.remote for model in models):
-        yield Finding("warning", "ollama", "a server without a model of its own", "ollama pull qwen2.5-coder:1.5b")
+        yield Finding("warning", "ollama", "the server has no local model", "ollama pull qwen2.5-coder:1.5b")
     room = _facts()["memory_gb"] * MEMORY_SHARE
     for model in models:
         if model.remote:
-            told = f"{model.name} runs at {model.remote}: asked only if you name it"
-            yield Finding("ok", "ollama", f"{told}, and then train.py leaves this machine")
+            message = f"{model.name} runs at {model.remote}; used only if you name it"
+            yield Finding("ok", "ollama", f"{message}, and then train.py is sent there")
             continue
         size = model.bytes / 2**30
         fits = size <= room or not server.local
-        told = f"{model.name}, {size:.1f} GB: {'fits' if fits else f'more than {room:.0f} GB of this memory'}"
-        yield Finding("ok" if fits else "warning", "ollama", told, "" if fits else "ollama pull qwen2.5-coder:1.5b")
+        message = (
+            f"{model.name}, {size:.1f} GB: {'fits' if fits else f'larger than {room:.0f} GB, the room for a model'}"
+        )
+        yield Finding("ok" if fits else "warning", "ollama", message, "" if fits else "ollama pull qwen2.5-coder:1.5b")
 
 
 def as_json(findings: list[Finding]) -> str:
@@ -323,6 +327,6 @@ def as_json(findings: list[Finding]) -> str:
 
 
 def as_text(finding: Finding) -> Text:
-    """One line, and a second one with what mends it."""
-    text = Text.assemble((f"{finding.level:8}", STYLES[finding.level]), f" {finding.about:14} {finding.told}")
-    return text.append(f"\n{'':23} -> {finding.mend}" if finding.mend else "")
+    """One line, and a second one with the fix."""
+    text = Text.assemble((f"{finding.level:8}", STYLES[finding.level]), f" {finding.about:14} {finding.message}")
+    return text.append(f"\n{'':23} -> {finding.fix}" if finding.fix else "")

@@ -91,9 +91,9 @@ def test_doctor_says_where_models_run(serve, monkeypatch):
     server = serve(models={"gpt-oss:120b-cloud": LARGE | {"listed": CLOUD}})
     monkeypatch.setenv("OLLAMA_HOST", server.url)
     first, second = doctor._ollama()
-    assert (first.level, first.mend) == ("warning", "ollama pull qwen2.5-coder:1.5b")
-    assert second.told == (
-        "gpt-oss:120b-cloud runs at ollama.com: asked only if you name it, and then train.py leaves this machine"
+    assert (first.level, first.fix) == ("warning", "ollama pull qwen2.5-coder:1.5b")
+    assert second.message == (
+        "gpt-oss:120b-cloud runs at ollama.com; used only if you name it, and then train.py is sent there"
     )
     server.models["tiny:1b"] = sized(1)
     assert [finding.level for finding in doctor._ollama()] == ["ok", "ok"]
@@ -164,8 +164,8 @@ def test_another_program_on_the_port_is_told_in_one_line(page, monkeypatch, kind
         assert server.url in str(refused.value)
     [line] = [line for line in said if "the built-in search proposes alone" in line]
     [finding] = doctor._ollama()
-    assert (finding.level, "make" in finding.mend) == ("warning", False)
-    for told in (line, str(refused.value), finding.told):
+    assert (finding.level, "make" in finding.fix) == ("warning", False)
+    for told in (line, str(refused.value), finding.message):
         assert server.url in told
         assert "ollama pull" not in told
         assert "\n" not in told
@@ -412,7 +412,7 @@ def test_an_address_that_is_none_is_the_users_mistake(monkeypatch, host):
     with pytest.raises(UserError, match=re.escape(told)):
         choose_agent("ollama", "", "", 0.3, print)
     [finding] = doctor._ollama()
-    assert (finding.level, told in finding.told, "make" in finding.mend) == ("warning", True, False)
+    assert (finding.level, told in finding.message, "make" in finding.fix) == ("warning", True, False)
 
 
 def test_an_address_that_is_none_is_told_before_anything_is_made(checkout):
@@ -490,11 +490,11 @@ def test_doctor_tells_a_hub_from_a_page(page, monkeypatch, kind):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     [finding] = doctor._hub()
     if "owner" in body:
-        assert (finding.level, finding.told) == ("ok", f"{server.url} (HF_ENDPOINT) answers (200)")
+        assert (finding.level, finding.message) == ("ok", f"{server.url} (HF_ENDPOINT) answers (200)")
     else:
         assert finding.level == "warning"
-        assert finding.told.startswith(f"{server.url} (HF_ENDPOINT) does not answer as a hub")
-        assert finding.mend == "correct HF_ENDPOINT, or: make prepare PRESET=offline"
+        assert finding.message.startswith(f"{server.url} (HF_ENDPOINT) does not answer like a hub")
+        assert finding.fix == "correct HF_ENDPOINT, or: make prepare PRESET=offline"
 
 
 @pytest.mark.parametrize("name", HUB_VARIABLES)
@@ -504,5 +504,5 @@ def test_doctor_names_a_variable_that_keeps_from_the_hub(monkeypatch, name):
     monkeypatch.setenv(name, HUB_VARIABLES[name])
     [finding] = doctor._hub()
     assert finding.level == "warning"
-    assert f"{name}={HUB_VARIABLES[name]}" in finding.told
-    assert finding.mend == "unset it, or: make prepare PRESET=offline"
+    assert f"{name}={HUB_VARIABLES[name]}" in finding.message
+    assert finding.fix == "unset it, or: make prepare PRESET=offline"

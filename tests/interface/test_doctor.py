@@ -1,4 +1,4 @@
-"""doctor and clean, as commands on this machine, and what they make of other machines' words."""
+"""doctor and clean as commands on this machine, and how doctor reads the output of other machines."""
 
 import io
 import json
@@ -11,6 +11,7 @@ from conftest import ROOT, environment
 from ollama_server import CODER, OllamaServer
 from rich.console import Console
 
+from lab import files
 from lab.errors import UserError
 from lab.interface import doctor, housekeeping
 
@@ -41,14 +42,14 @@ def ask(cache, *arguments: str, **more: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, env=environment(cache) | more, capture_output=True, text=True, timeout=120)
 
 
-def test_doctor_looks_at_everything_and_says_how_to_mend_it(tmp_path):
+def test_doctor_looks_at_everything_and_says_how_to_fix_it(tmp_path):
     done = ask(tmp_path, "doctor", "--json", OLLAMA_HOST="127.0.0.1:9", HF_HUB_OFFLINE="1")
     findings = {finding["about"]: finding for finding in json.loads(done.stdout)}
     order = ["machine", "mlx", "tier", "condition", "power", "disk", "cache", "runs", "data", "sandbox", "git", "hub"]
     assert [about for about in findings if about in order] == order
-    assert findings["data"]["mend"] == "make prepare PRESET=offline"
+    assert findings["data"]["fix"] == "make prepare PRESET=offline"
     assert findings["ollama"]["level"] == findings["hub"]["level"] == "warning"
-    assert all(finding["mend"] for finding in findings.values() if finding["level"] != "ok")
+    assert all(finding["fix"] for finding in findings.values() if finding["level"] != "ok")
     assert done.returncode == any(finding["level"] == "failure" for finding in findings.values())
 
 
@@ -56,10 +57,10 @@ def test_doctor_says_which_model_fits(monkeypatch):
     server = OllamaServer(models={"coder:1.5b": CODER, "huge:70b": CODER | {"size": 10**14}})
     try:
         monkeypatch.setenv("OLLAMA_HOST", server.url)
-        told = {finding.told.split(",")[0]: finding.level for finding in doctor._ollama()}
+        levels = {finding.message.split(",")[0]: finding.level for finding in doctor._ollama()}
     finally:
         server.stop()
-    assert told == {"coder:1.5b": "ok", "huge:70b": "warning"}
+    assert levels == {"coder:1.5b": "ok", "huge:70b": "warning"}
 
 
 def test_a_missing_sandbox_is_a_failure(monkeypatch):
@@ -67,7 +68,7 @@ def test_a_missing_sandbox_is_a_failure(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     [finding] = doctor._sandbox()
     assert finding.level == "failure"
-    assert finding.mend
+    assert finding.fix
 
 
 def test_low_power_mode_on_the_charger_is_warned_of():
@@ -76,7 +77,7 @@ def test_low_power_mode_on_the_charger_is_warned_of():
 
 
 @pytest.mark.parametrize(
-    ("told", "supply"),
+    ("output", "supply"),
     [
         (MACBOOK_CHARGED, doctor.Supply(False, "battery 100 % charged")),
         (MACBOOK_HELD, doctor.Supply(False, "battery 80 % AC attached")),
@@ -84,12 +85,12 @@ def test_low_power_mode_on_the_charger_is_warned_of():
         (MAC_MINI, doctor.Supply(False)),
     ],
 )
-def test_the_supply_of_a_mac_in_its_own_words(told, supply):
-    assert doctor.macos_supply(told) == supply
+def test_the_power_supply_of_a_mac_is_read_from_pmset(output, supply):
+    assert doctor.macos_supply(output) == supply
 
 
 @pytest.mark.parametrize(("status", "away"), [("Discharging", True), ("Charging", False), ("Not charging", False)])
-def test_the_supply_of_a_linux_laptop_is_not_its_mouses(tmp_path, status, away):
+def test_the_battery_of_a_mouse_is_not_that_of_the_laptop(tmp_path, status, away):
     supplies = {
         "ACAD": {"type": "Mains", "online": str(int(not away))},
         "BAT0": {"type": "Battery", "capacity": "63", "status": status},
@@ -103,19 +104,19 @@ def test_the_supply_of_a_linux_laptop_is_not_its_mouses(tmp_path, status, away):
     assert doctor.linux_supply(tmp_path) == doctor.Supply(away, f"battery 63 % {status.lower()}")
 
 
-def test_a_machine_without_a_battery_is_on_the_mains(tmp_path):
+def test_a_machine_without_a_battery_is_on_ac_power(tmp_path):
     assert doctor.linux_supply(tmp_path) == doctor.Supply(False, "")
 
 
 M1 = {"chip": "Apple M1", "memory_gb": 8.0, "cpu_cores": 8, "gpu_cores": 7, "os": "macOS 15.3.1", "backend": "metal"}
 
 
-def test_the_tier_of_this_machine_is_told_with_its_reason(monkeypatch):
+def test_doctor_names_the_tier_of_this_machine_and_why(monkeypatch):
     monkeypatch.setattr(doctor, "_facts", lambda: M1)
     [finding] = doctor._tier()  # nothing is prepared: the default preset
     assert finding.level == "ok"
-    assert finding.told.startswith(
-        "tinystories, backend metal, memory_gb [0, 12]: the first that fits metal, 8 GB, 7 GPU cores; rows "
+    assert finding.message.startswith(
+        "tinystories, backend metal, memory_gb [0, 12]: first match for metal, 8 GB, 7 GPU cores; rows "
     )
 
 
@@ -123,8 +124,8 @@ def test_data_prepared_on_another_machine_is_warned_of(prepared, monkeypatch):
     assert [finding.level for finding in doctor._tier()] == ["ok"]
     monkeypatch.setattr(doctor, "_facts", lambda: M1)
     [finding] = doctor._tier()
-    assert (finding.level, finding.mend) == ("warning", "make prepare PRESET=offline")
-    assert "another machine: backend cpu" in finding.told
+    assert (finding.level, finding.fix) == ("warning", "make prepare PRESET=offline")
+    assert "another machine: backend cpu" in finding.message
 
 
 @pytest.mark.parametrize(("flops", "level"), [(1.2e11, "ok"), (2e11, "warning")])
@@ -134,16 +135,16 @@ def test_a_fit_of_a_busy_moment_is_warned_of(prepared, cache, monkeypatch, flops
     monkeypatch.setattr(doctor.hardware, "matmul_peak", lambda dtype: flops)
     [finding] = doctor._prepared()
     assert finding.level == level
-    assert finding.mend == ("make fit" if level == "warning" else "")
-    assert ("fitted to this machine when that was 2.0 times slower" in finding.told) == (level == "warning")
+    assert finding.fix == ("make fit" if level == "warning" else "")
+    assert ("fitted to this machine when it was 2.0 times slower" in finding.message) == (level == "warning")
 
 
-def test_the_cache_is_told_by_its_parts(prepared):
+def test_doctor_lists_the_parts_of_the_cache(prepared):
     (prepared.parent.parent / "text" / "0123").mkdir(parents=True)
     (prepared.parent.parent / "text" / "0123" / "a.parquet").write_bytes(b"0" * 3_000_000)
-    told = {finding.about: finding.told for finding in doctor._cache()}
-    assert re.match(r"text 1 in 3 MB, prepared 1 in \d+ MB; /", told["cache"])
-    assert "with a checkpoint" in told["runs"]
+    messages = {finding.about: finding.message for finding in doctor._cache()}
+    assert re.match(r"text: 1, 3 MB; prepared: 1, \d+ MB; /", messages["cache"])
+    assert "with a checkpoint" in messages["runs"]
 
 
 @pytest.mark.parametrize(("variables", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
@@ -158,21 +159,23 @@ def test_levels_are_coloured_on_a_terminal_unless_asked_not_to(variables, colour
     assert plain == "warning  disk           4 GB free\n                        -> make clean-cache\n"
 
 
-def test_what_cannot_be_looked_at_is_a_finding_and_no_traceback(monkeypatch):
+def test_a_check_that_fails_is_a_finding_and_not_a_traceback(monkeypatch):
     def gone():
         raise PermissionError(13, "Permission denied", "/proc")
         yield
 
     gone.__name__ = "_disk"
     monkeypatch.setattr(doctor, "_disk", gone)
-    told = [finding for finding in doctor.examine() if finding.about == "disk"]
-    assert [finding.level for finding in told] == ["failure"]
+    findings = [finding for finding in doctor.examine() if finding.about == "disk"]
+    assert [finding.level for finding in findings] == ["failure"]
 
 
 @pytest.fixture
 def stock(tmp_path, monkeypatch):
     monkeypatch.setenv("AUTORESEARCH_CACHE", str(tmp_path))
-    monkeypatch.setattr(housekeeping, "ROOT", tmp_path / "repo")
+    for module in (files, housekeeping):
+        monkeypatch.setattr(module, "ROOT", tmp_path / "repo")
+    files.register()
     for name, size in (("a", 100), ("b", 3000), ("night", 10), ("current", 20)):
         (tmp_path / "prepared" / name).mkdir(parents=True)
         (tmp_path / "prepared" / name / "shard.npy").write_bytes(b"0" * (size - 2))
