@@ -1,13 +1,13 @@
-"""The night: propose, check, commit, train, score, judge, keep or discard, again until morning.
+"""A night of experiments: propose, check, commit, train, score, judge, keep or discard; repeat until morning.
 
-    python agent_loop.py run --tag nov22                      until Ctrl-C; the same command resumes
+    python agent_loop.py run --tag nov22                      until Ctrl-C; run it again to resume
     python agent_loop.py run --tag nov22 --until 07:00 --agent search
-    python agent_loop.py try -m "wider MLP"                   the same judged step for a change you made yourself
+    python agent_loop.py try -m "wider MLP"                   the same steps for a change you made yourself
     python agent_loop.py status | replay 12 | report          report.html and progress.png
 
-Everything of a night is in nights/TAG: journal.jsonl (what happened, append-only), results.tsv (upstream's five
-columns), worktree/ (branch autoresearch/TAG, the only place where train.py changes), runs/ and settings.json. Your own
-checkout is never touched. Importing this module does nothing.
+A night lives in nights/TAG: journal.jsonl (append-only), results.tsv (upstream's five columns), worktree/ (branch
+autoresearch/TAG, the only place where train.py changes), runs/ and settings.json. Your own checkout is never changed.
+Importing this module has no effect.
 """
 
 import hashlib
@@ -41,30 +41,30 @@ from lab.preset import from_dict
 from lab.show import QUIET, examples, log, silent, verbosity_options
 from lab.training.run import guarded
 
-REDRAWS = 2  # after a proposal that failed its checks, before the search takes the slot
-INVALID_RUNS = 3  # of one experiment in a row: it is given up, the night goes on
+REDRAWS = 2  # retries after a proposal failed its checks, before search proposes instead
+INVALID_RUNS = 3  # in a row: the experiment counts as a crash and the night continues
 
 
 @dataclass
 class Night:
-    """One tag: its journal, its branch, the runner of its experiments, and the agent that proposes."""
+    """One night: its journal, branch and runner, and the agent that proposes."""
 
     folder: Path
     branch: Branch
     journal: Journal
-    runner: Any  # lab.trial.runner.Runner, or what stands in for it in a simulation
+    runner: Any  # lab.trial.runner.Runner, or a simulation of it
     rigor: str
     agent: Agent | None = None
     log: Callable[[str], None] = log
-    stop: Callable[[], str] = lambda: ""  # why to end, or ""
-    idea: str = ""  # what is being checked
-    invalid: int = 0  # runs in a row
-    last: int | None = None  # number of the last experiment, None if nobody knows
+    stop: Callable[[], str] = lambda: ""  # the reason to end, or ""
+    idea: str = ""  # the proposal that is being checked
+    invalid: int = 0  # invalid runs in a row
+    last: int | None = None  # number of the last experiment; None: not known
 
     def go(self, experiments: int | None, final: bool = True) -> str:
-        """Work until `experiments` more are settled (after the baseline) or something says stop; returns why.
+        """Settle `experiments` more after the baseline, or continue until `stop` gives a reason; return the reason.
 
-        `final`: others are not expected to follow these, so the incumbent is not measured for their sake."""
+        `final`: no experiment follows these, so the incumbent is not measured again for later ones."""
         state = self.journal.state
         known = len(state.experiments) + (not state.incumbent and not state.pending)  # the baseline is not counted
         last = None if experiments is None else known + experiments - 1
@@ -76,7 +76,7 @@ class Night:
                 if reason := self.stop() or ("done" if last is not None and len(state.experiments) > last else ""):
                     return reason
                 if not self.propose():
-                    return "nothing is left to try: every agent is out of proposals"
+                    return "no agent has a proposal left"
             elif step.action == "run":
                 self.run(step)
             elif step.action == "judge":
@@ -86,11 +86,11 @@ class Night:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What SETTINGS.key of train.py stands for."""
+        """The values of SETTINGS in train.py."""
         return from_dict(self.runner.settings["preset"]).settings()
 
     def propose(self) -> bool:
-        """Get a proposal past its checks and commit it. False when nobody has one."""
+        """Get a proposal that passes its checks and commit it. False when no agent has one."""
         state = self.journal.state
         base, refused, refused_source = self.branch.source(state.head()), "", ""
         if not state.incumbent:
@@ -121,20 +121,19 @@ class Night:
             mark = fingerprint(proposal.source, self.settings)
         except Rejected:
             mark = ""
-        self.journal.record("refused", fingerprint=mark, reason=reason, **who_and_what(proposal))
+        self.journal.record("refused", fingerprint=mark, reason=reason, **proposal.record)
 
     def commit(self, proposal: Proposal) -> bool:
-        """Write ahead: the commit, then the journal. A kill between the two leaves a commit on no branch."""
+        """Commit first, then write the journal. A kill between the two leaves only a commit on no branch."""
         state = self.journal.state
-        number, source = len(state.experiments), proposal.source
-        commit = state.head()
+        number, commit, source = len(state.experiments), state.head(), proposal.source
         if state.incumbent:
             commit = self.branch.commit(source, f"experiment {number}: {proposal.hypothesis}")
         elif reason := self.runner.preflight(source):
-            raise UserError(f"the baseline fails before it starts: {reason}")
+            raise UserError(f"the baseline fails its preflight: {reason}")
         marks = {"fingerprint": fingerprint(source, self.settings), "nodes": nodes(source, self.settings)}
         marks["source"] = hashlib.sha256(source.encode()).hexdigest()
-        self.journal.record("proposal", id=number, commit=commit, **who_and_what(proposal), **marks)
+        self.journal.record("proposal", id=number, commit=commit, **proposal.record, **marks)
         return True
 
     def run(self, step: Step) -> None:
@@ -154,20 +153,20 @@ class Night:
             raise UserError(f"the baseline fails: {result['reason']}; the same command tries it again")
 
     def measure(self, step: Step) -> Any:
-        """Train and score; the third invalid run in a row counts as a crash that says nothing about the change."""
+        """Train and score. The third invalid run in a row counts as a crash that is not the change's fault."""
         state = self.journal.state
         trained = state.incumbent if step.who == "incumbent" else state.pending
         source = self.branch.source(trained.commit)
         self.log(f"run {step.run}, seed {step.seed}: {trained.hypothesis}")
         if not self.runner.preflight_seconds:
-            self.runner.preflight(source)  # after a resume: how long a start takes
+            self.runner.preflight(source)  # after a resume: measures how long a start takes
         measured = self.runner.run(step.run, source, step.seed)
         self.invalid = self.invalid + 1 if measured.status == "invalid" else 0
         if self.invalid < INVALID_RUNS:
             return measured
-        self.invalid, reason = 0, f"{INVALID_RUNS} runs in a row did not count: {measured.reason}"
+        self.invalid, reason = 0, f"{INVALID_RUNS} runs in a row were invalid: {measured.reason}"
         if not state.incumbent:
-            raise UserError(f"{reason}; quiet the machine and run again")
+            raise UserError(f"{reason}; close other programs and run it again")
         return replace(measured, status="crash", reason=reason, spoiled=True)
 
     def judge(self) -> None:
@@ -178,7 +177,7 @@ class Night:
             self.log(f"{decision.verdict}: {decision.reason}")
 
     def settle(self, verdict: str) -> None:
-        """Close the experiment: the journal first says so, then the branch follows."""
+        """Close the experiment in the journal; the branch follows at the next step."""
         done = self.journal.state.pending
         event = {"keep": "kept", "discard": "discarded", "crash": "crashed"}[verdict]
         self.journal.record(event, id=done.id, **({"reason": done.reason} if verdict == "crash" else {}))
@@ -187,27 +186,23 @@ class Night:
             self.agent.tell(Proposal("", done.hypothesis, done.agent, done.edit), outcome(done))
 
 
-def who_and_what(proposal: Proposal) -> dict[str, Any]:
-    return {"agent": proposal.agent, "hypothesis": proposal.hypothesis, "edit": proposal.edit}
-
-
-@click.group(help="The night: propose, check, commit, train, score, judge, keep or discard, again until morning.")
+@click.group(help="Run a night of experiments, try a change of your own, and see the results.")
 def command() -> None:
     pass
 
 
 @command.command(
-    help="Run experiments until morning, or go on with a night that was interrupted.",
+    help="Run experiments until you stop it, or resume a night.",
     epilog=examples(
         "agent_loop.py run --tag nov22 --until 07:00 --agent search",
         "agent_loop.py run --preset offline --tag demo --max-experiments 3 --minutes 0.2",
     ),
 )
+@tag_option("today's date, like nov22")
 @night_options
-@tag_option("today, like nov22")
 @agent_options
 @end_options
-@verbosity_options("Only the summary and errors.", "Also what preflight, training and scorer print.")
+@verbosity_options("Print only the summary and errors.", "Also print the output of preflight, training and scorer.")
 def run(kind: str, model: str, cli: str, llm_share: float, max_experiments: int | None, until: datetime | None,
         tag: str | None, verbosity: int, rigor: str, **options: Any) -> None:  # fmt: skip
     folder = NIGHTS / (tag or session.tonight(NIGHTS, datetime.now()))
@@ -226,26 +221,26 @@ def run(kind: str, model: str, cli: str, llm_share: float, max_experiments: int 
             log_line(f"ended: {ended}")
         finally:
             print(summary(night))
-            print(f"{folder}/results.tsv; go on with: python agent_loop.py run --tag {folder.name}")
+            print(f"{folder}/results.tsv; resume with: python agent_loop.py run --tag {folder.name}")
 
 
 @command.command(
     "try",
-    help="Judge the change that you made to nights/TAG/worktree/train.py.",
+    help="Train, score and judge your edit of nights/TAG/worktree/train.py.",
     epilog=examples("agent_loop.py try --tag nov22 -m 'wider MLP, fewer layers'"),
 )
-@night_options
+@click.option("-m", "--message", required=True, help="What you changed and why, in one line.")
 @tag_option("the latest")
-@click.option("-m", "--message", required=True, help="What you changed and why, one line.")
+@night_options
 def try_command(message: str, tag: str | None, rigor: str, **options: Any) -> None:
     folder, message = NIGHTS / (tag or latest_tag()), os.fsencode(message).decode(errors="replace")  # in a C locale too
     edited_file = folder / "worktree" / "train.py"
     with held(folder):
         edited = session.read_edit(edited_file)
         night = Night(folder, *open_night(folder, **options), rigor)
-        night.go(0)  # the baseline, and what a kill left unfinished
+        night.go(0)  # the baseline, and anything a kill left unfinished
         if edited in (None, night.branch.source(night.journal.state.head())):
-            raise UserError(f"nothing is changed in {edited_file}; edit that file, then try again")
+            raise UserError(f"{edited_file} is unchanged; edit it, then run this again")
         night.agent = External(edited, message, night.settings, edited_file)
         night.go(1, final=False)
         done = night.journal.state.experiments[-1]
@@ -253,7 +248,7 @@ def try_command(message: str, tag: str | None, rigor: str, **options: Any) -> No
         print(summary(night))
 
 
-@command.command(help="What a night has found so far.", epilog=examples("agent_loop.py status --tag nov22"))
+@command.command(help="Show the results of a night so far.", epilog=examples("agent_loop.py status --tag nov22"))
 @tag_option("the latest")
 def status(tag: str | None) -> None:
     folder = NIGHTS / existing(tag)
@@ -266,7 +261,7 @@ def status(tag: str | None) -> None:
 )
 @tag_option("the latest")
 @click.argument("number", type=click.IntRange(min=0))
-@click.option("--seed", type=click.IntRange(min=0), default=1000, show_default=True, help="Of the run.")
+@click.option("--seed", type=click.IntRange(min=0), default=1000, show_default=True, help="Seed of the run.")
 def replay(tag: str | None, number: int, seed: int) -> None:
     folder = NIGHTS / existing(tag)
     with held(folder):
@@ -279,17 +274,17 @@ def replay(tag: str | None, number: int, seed: int) -> None:
         runner.preflight(source)
         result = runner.run(f"replay-{number}-{seed}", source, seed)
         known = ", ".join(f"{value:.6f}" for value in chosen.values) or "none"
-        print(f"experiment {number}: {chosen.hypothesis}\nnow {result.val_bpb} ({result.status}); then {known}")
+        print(f"experiment {number}: {chosen.hypothesis}\nnow: {result.val_bpb} ({result.status}); before: {known}")
 
 
 @command.command(
     "report",
-    help="Write report.html and progress.png of a night, finished or not.",
+    help="Write report.html and progress.png for a night, finished or not.",
     epilog=examples("agent_loop.py report --tag nov22 --watch"),
 )
 @tag_option("the latest")
-@click.option("--stories/--no-stories", default=True, help="Sample stories of baseline and best, half a minute.")
-@click.option("--watch", is_flag=True, help="Serve it on 127.0.0.1 and write it anew every minute until Ctrl-C.")
+@click.option("--stories/--no-stories", default=True, help="Sample stories from baseline and best (half a minute).")
+@click.option("--watch", is_flag=True, help="Serve the report on 127.0.0.1 and refresh it every minute, until Ctrl-C.")
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="For --watch; 0: any.")
 def report_command(tag: str | None, stories: bool, watch: bool, port: int) -> None:
     folder = NIGHTS / existing(tag)

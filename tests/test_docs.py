@@ -39,7 +39,7 @@ RUN = {  # command -> (what is added so that it takes seconds, what it must prin
     "make sample RUN=runs/A AGAINST=runs/B": ("RUN=runs/latest AGAINST=runs/latest TOKENS=5", "val_bpb"),
     "make sample EXPORT=exports/story": ("", "exports/story: model.safetensors"),
     "make doctor": ("", r"(ok +data +offline|warning +data +offline.* times slower)"),
-    DEMO: (NIGHT, r"demo: 0 experiments: (.*\n)+.*go on with: python agent_loop.py run --tag demo"),
+    DEMO: (NIGHT, r"demo: 0 experiments: (.*\n)+.*resume with: python agent_loop.py run --tag demo"),
     "make status": ("", "demo: 0 experiments"),
     "make status TAG=demo": ("", "demo: 0 experiments"),
     "make report": ("", "progress.png"),

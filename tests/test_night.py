@@ -50,7 +50,7 @@ def test_an_experiment_whose_runs_are_always_spoiled_is_given_up_and_the_night_g
     assert n.go(2) == "done"
     first, second = n.journal.state.experiments[1:]
     assert (first.status, first.runs) == ("crash", 3)
-    assert first.reason == "3 runs in a row did not count: the machine slept for 60 s"
+    assert first.reason == "3 runs in a row were invalid: the machine slept for 60 s"
     assert outcome(first).verdict == "invalid"  # nothing was learnt about the change, and it may be tried again
     assert first.fingerprint not in n.journal.state.tried
     assert second.status in ("keep", "discard")
@@ -72,7 +72,7 @@ def test_a_run_spoiled_once_is_run_again(night):
 
 
 def test_a_baseline_that_the_machine_spoils_three_times_is_told_to_the_user(night):
-    with pytest.raises(UserError, match="quiet the machine and run again"):
+    with pytest.raises(UserError, match="close other programs and run it again"):
         night(spoil=lambda name: True).go(1)
 
 

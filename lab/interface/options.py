@@ -1,4 +1,4 @@
-"""Options that commands of agent_loop.py share."""
+"""Options that the commands of agent_loop.py share."""
 
 from collections.abc import Callable
 
@@ -8,9 +8,11 @@ from lab.loop.branch import TAG_RULE, check_tag
 from lab.show import MINUTES, Finite
 from lab.trial.sandbox import KINDS
 
+AGENTS = ("auto", "hybrid", "search", "ollama", "command")
+
 
 def tag_option(default: str) -> Callable:
-    """--tag, checked before anything is made."""
+    """--tag, checked before anything is created."""
     return click.option(
         "--tag",
         callback=lambda context, option, tag: tag if tag is None else check_tag(tag),
@@ -18,42 +20,42 @@ def tag_option(default: str) -> Callable:
     )
 
 
-def night_options(function: Callable) -> Callable:
-    """What a night is: preset, budget, rule and sandbox."""
-    for option in (
-        click.option("--preset", help="Prepare and use this preset.  [default: what was prepared last]"),
-        click.option("--minutes", type=MINUTES, help="Of training.  [default: 5]"),
-        click.option("--rigor", type=click.Choice(["full", "none"]), default="full", show_default=True,
-                     help="none is upstream's rule: keep whatever is lower once."),
-        click.option("--sandbox", type=click.Choice(["auto", *KINDS]), default="auto", show_default=True,
-                     help="Around an experiment."),
-    ):  # fmt: skip
-        function = option(function)
-    return function
+def _together(*options: Callable) -> Callable:
+    """One decorator for these options; --help lists them in this order."""
+
+    def decorate(function: Callable) -> Callable:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
 
 
-def agent_options(function: Callable) -> Callable:
-    """Who proposes."""
-    kinds = click.Choice(["auto", "hybrid", "search", "ollama", "command"])
-    for option in (
-        click.option("--agent", "kind", type=kinds, default="auto", show_default=True,
-                     help="Who proposes. auto: hybrid when a local model answers or --model names one, else search."),
-        click.option("--model", default="", help="Ollama model.  [default: the most able one that fits]"),
-        click.option("--command", "cli", default="",
-                     help="For --agent command: a coding CLI, run in a scratch folder."),
-        click.option("--llm-share", default=0.3, type=Finite(0, 1), show_default=True,
-                     help="Of hybrid's proposals by the model, 0 to 1."),
-    ):  # fmt: skip
-        function = option(function)
-    return function
+# What defines a night: preset, budget, rule and sandbox.
+night_options = _together(
+    click.option("--preset", help="Prepare and use this preset.  [default: what was prepared last]"),
+    click.option("--minutes", type=MINUTES, help="Minutes of training per run.  [default: 5]"),
+    click.option("--rigor", type=click.Choice(["full", "none"]), default="full", show_default=True,
+                 help="full: repeat an apparent win before it is kept. none: keep whatever is lower once."),
+    click.option("--sandbox", type=click.Choice(["auto", *KINDS]), default="auto", show_default=True,
+                 help="Sandbox for experiments; auto picks one that works."),
+)  # fmt: skip
 
+# Which agent proposes.
+agent_options = _together(
+    click.option("--agent", "kind", type=click.Choice(AGENTS), default="auto", show_default=True,
+                 help="Which agent proposes. auto: hybrid if a local model is found or --model is given, else search."),
+    click.option("--model", default="", help="Ollama model.  [default: the most capable one that fits]"),
+    click.option("--command", "cli", default="",
+                 help="For --agent command: the coding CLI to run, in a scratch folder."),
+    click.option("--llm-share", default=0.3, type=Finite(0, 1), show_default=True,
+                 help="For --agent hybrid: share of proposals by the model."),
+)  # fmt: skip
 
-def end_options(function: Callable) -> Callable:
-    """When a night ends by itself."""
-    for option in (
-        click.option("--max-experiments", type=click.IntRange(min=0), help="After so many: stop.  [default: no limit]"),
-        click.option("--until", type=click.DateTime(["%H:%M"]), metavar="HH:MM",
-                     help="Time of day from which no new experiment starts, like 07:00.  [default: no end]"),
-    ):  # fmt: skip
-        function = option(function)
-    return function
+# When a night ends.
+end_options = _together(
+    click.option("--max-experiments", type=click.IntRange(min=0),
+                 help="Stop after this many experiments.  [default: no limit]"),
+    click.option("--until", type=click.DateTime(["%H:%M"]), metavar="HH:MM",
+                 help="Start no new experiment from this time of day, like 07:00.  [default: no limit]"),
+)  # fmt: skip

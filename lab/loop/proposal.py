@@ -71,6 +71,11 @@ class Proposal:
     def __post_init__(self) -> None:
         object.__setattr__(self, "hypothesis", one_line(self.hypothesis) or "no reason given")
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """Its fields in the journal."""
+        return {"agent": self.agent, "hypothesis": self.hypothesis, "edit": self.edit}
+
 
 def describe(source: str, base: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The `edit` that leads from `base` to `source`. Raises Rejected if either does not parse."""
