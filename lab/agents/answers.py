@@ -1,10 +1,10 @@
-"""What a language model answers, in three forms, and how an answer becomes a proposal or one short reason.
+"""The three forms of a language model's answer; each becomes a proposal or one short reason for refusal.
 
 - menu: JSON that picks one entry of a menu of constants and values; code writes the edit. For small models.
 - definition: one named function or class, whole, in a fenced block. From about 7 billion parameters.
 - replace: JSON with search/replace pairs, each of which must match once. From about 32 billion parameters.
 
-`schema` is what constrained decoding gets; `parse_answer` trusts none of it. Text is only ever parsed, never run.
+`schema` constrains decoding; `parse_answer` does not rely on it. Text is only parsed, never run.
 """
 
 import json
@@ -27,7 +27,7 @@ from lab.loop.source import (
 from lab.loop.space import coerce
 
 FORMS = ("menu", "definition", "replace")
-MAX_ANSWER = 200_000  # characters; more is a model that runs in circles
+MAX_ANSWER = 200_000  # characters; a longer answer repeats itself
 MAX_PAIRS = 8  # search/replace pairs of one proposal
 REASON = {"type": "string", "maxLength": 160}
 THINKING = re.compile(r"<(think|thinking)>.*?(</\1>|\Z)", re.DOTALL)
@@ -37,11 +37,11 @@ Menu = Mapping[str, Sequence[Any]]
 
 
 class NoAnswer(Rejected):
-    """Nothing was said in the form asked for."""
+    """The model gave no answer in the requested form."""
 
 
 def schema(form: str, menu: Menu) -> dict[str, Any] | None:
-    """JSON schema of an answer, reason first so that it is thought of first; None where the answer is not JSON."""
+    """JSON schema of an answer, with the reason first, so that it precedes the change; None where it is not JSON."""
     if form == "menu":
         change = {"type": "string", "enum": entries(menu)}
         return _object(reason=REASON, change=change)
@@ -83,7 +83,7 @@ def parse_answer(
 
 
 def _pick(text: str, source: str, settings: Mapping[str, Any], menu: Menu) -> tuple[str, str]:
-    """The menu's entry that the answer names; a separate {"constant", "value"} is understood too."""
+    """The menu's entry that the answer names; a separate {"constant", "value"} is accepted too."""
     answer = _json_object(text)
     change = answer.get("change")
     if isinstance(change, str):
@@ -106,14 +106,14 @@ def _define(text: str, source: str, settings: Mapping[str, Any], menu: Menu) -> 
     if not blocks and "```" in text:
         raise Rejected("the fenced block is cut off")
     if len(blocks) > 1:
-        raise Rejected(f"{len(blocks)} fenced blocks where one is asked for")
+        raise Rejected(f"{len(blocks)} fenced blocks; one is expected")
     code = blocks[0] if blocks else text
     body = parse(code).body
     named = [node.name for node in body if is_definition(node)]
     if len(body) != 1 or len(named) != 1:
-        raise Rejected("the code must be one function or class, alone")
+        raise Rejected("the code must be exactly one function or class")
     if named[0] not in menu:
-        raise Rejected(f"replaces {one_line(named[0], 60)}, which was not asked for")
+        raise Rejected(f"replaces {one_line(named[0], 60)}, which was not requested")
     return replace_definition(source, named[0], code), text.partition("```")[0] if blocks else ""
 
 
@@ -135,7 +135,7 @@ def _json_object(text: str) -> dict[str, Any]:
     """The JSON object in an answer: bare, fenced, or with prose around it."""
     start, end = text.find("{"), text.rfind("}")
     if start < 0:
-        raise NoAnswer("the answer holds no JSON object")
+        raise NoAnswer("the answer has no JSON object")
     if end < start:
         raise Rejected("the JSON is cut off")
     try:
@@ -150,12 +150,12 @@ def _json_object(text: str) -> dict[str, Any]:
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
     if len(set(keys)) < len(keys):
-        raise ValueError("a key stands twice")
+        raise ValueError("duplicate key")
     return dict(pairs)
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no value")
+    raise ValueError(f"{name} is not allowed")
 
 
 def _reason(answer: Mapping[str, Any]) -> str:

@@ -1,8 +1,8 @@
-"""Who proposes experiments: one Protocol, and the briefing that every agent gets.
+"""The interface of an agent, and the briefing that every agent gets.
 
-An agent is asked with `propose(briefing)` and told with `tell(proposal, outcome)`. All it may know is in the
-briefing, which is rebuilt from the journal before every experiment: an agent that keeps nothing else resumes
-after a kill as if nothing had happened. `NoProposal` means "none from me this time"; the caller asks another.
+`propose(briefing)` returns an experiment, `tell(proposal, outcome)` reports its result. The briefing holds all that an
+agent may know and is rebuilt from the journal before every experiment, so an agent without other state resumes after
+a kill as if nothing had happened. After `NoProposal` the caller asks another agent.
 
 The drivers: search (a sampler, needs nothing), ollama (a local model), command (any coding CLI) and hybrid.
 """
@@ -37,8 +37,8 @@ class Tried:
     number: int
     hypothesis: str
     verdict: str  # keep, discard, crash, rejected, timeout, invalid
-    delta: float | None = None  # val_bpb against the incumbent of that time, negative is better; None: no number
-    edit: Mapping[str, Any] | None = None  # see proposal.Proposal; as it was or as JSON gave it back
+    delta: float | None = None  # change of val_bpb against its incumbent, negative is better; None: no number
+    edit: Mapping[str, Any] | None = None  # see proposal.Proposal; also as read from JSON
 
     def __post_init__(self) -> None:
         if self.edit and "values" in self.edit:  # JSON has no tuples
@@ -49,11 +49,11 @@ class Agent(Protocol):
     name: str
 
     def propose(self, briefing: "Briefing") -> Proposal:
-        """The next experiment. Raises NoProposal, or UserError when only the user can mend it."""
+        """The next experiment. Raises NoProposal, or UserError when only the user can fix it."""
         ...
 
     def tell(self, proposal: Proposal, outcome: Tried) -> None:
-        """What became of a proposal."""
+        """The outcome of a proposal."""
         ...
 
 
@@ -63,7 +63,7 @@ class Briefing:
 
     number: int  # of the experiment to propose, from 1
     source: str  # the incumbent's train.py
-    settings: Mapping[str, Any]  # what SETTINGS.key stands for
+    settings: Mapping[str, Any]  # the values of SETTINGS in train.py
     program: str = ""  # program.md
     task: str = ""  # task and machine in one line
     value: float | None = None  # the incumbent's val_bpb
@@ -71,9 +71,9 @@ class Briefing:
     history: Sequence[Tried] = ()  # oldest first
     near_misses: Sequence[Tried] = ()
     last_failure: str = ""  # structured summary of the last crash
-    refused: str = ""  # why the last proposal for this very experiment was sent back
-    refused_source: str = ""  # that proposal's train.py, for agents that can mend it
-    attempt: int = 0  # how often this experiment was asked for before; a new attempt draws anew
+    refused: str = ""  # why the last proposal for this experiment was refused
+    refused_source: str = ""  # that proposal's train.py, for agents that can fix it
+    attempt: int = 0  # earlier requests for this experiment; each attempt draws again
     plateau: bool = False
     tried: AbstractSet[str] = field(default_factory=frozenset)  # fingerprints, made with `settings`
 
@@ -81,9 +81,9 @@ class Briefing:
         return constants(self.source, self.settings)
 
     def menu(self, repeats: bool = False) -> dict[str, list[Any]]:
-        """What a constant may be set to: possible, never tried, not at or beyond a value that crashed.
+        """Values to try for each constant: valid, not tried yet, not at or beyond a value that crashed.
 
-        With `repeats`, also what was tried: for a change that goes together with another.
+        With `repeats`, also values tried before, for use together with another change.
         """
         block, limits = self.constants(), list(self._crashes())
         menu = {}
@@ -107,7 +107,7 @@ class Briefing:
         fixed = [part for part in parts if part]
         room -= sum(_bytes(part) + 2 for part in fixed)
         if room < 0:
-            raise NoProposal(f"the code does not fit a briefing of {max_tokens} tokens; give the agent more")
+            raise NoProposal(f"the code does not fit in a briefing of {max_tokens} tokens")
         program = _cut(f"# Programme\n{self.program.strip()}", max(room // 4, room - 6000)) if self.program else ""
         history = self._history(room - _bytes(program) - 2)
         return "\n\n".join(part for part in (program, *fixed, history) if part) + "\n"
@@ -116,13 +116,13 @@ class Briefing:
         value = "not measured yet" if self.value is None else f"{self.value:.6f}"
         noise = "" if self.noise is None else f"; differences at the same seed vary by {self.noise:.4f}"
         return (
-            f"## Where we stand\n{self.task}\nExperiment {self.number}. "
+            f"## Current state\n{self.task}\nExperiment {self.number}. "
             f"The incumbent's val_bpb (bits per byte, lower is better): {value}{noise}."
         )
 
     def _failures(self, room: int) -> str:
         parts = [f"## The last failure\n{_cut(self.last_failure, min(room, 1500))}"] if self.last_failure else []
-        parts += [f"## Your last proposal was sent back\n{self.refused[:300]}"] if self.refused else []
+        parts += [f"## Your last proposal was refused\n{self.refused[:300]}"] if self.refused else []
         return "\n\n".join(parts)
 
     def _near_misses(self) -> str:
@@ -130,12 +130,12 @@ class Briefing:
         return "\n".join(["## Near misses: better, but within the noise", *rows]) if rows else ""
 
     def _plateau(self) -> str:
-        text = "Nothing was kept for long. Leave this neighbourhood: change something that was not touched yet."
+        text = "No change was kept for a long time. Move away from here: change something that was not changed yet."
         return f"## Plateau\n{text}" if self.plateau else ""
 
     def _history(self, room: int) -> str:
         """As many of the latest rows as fit, oldest first."""
-        head = "## Tried so far (change in val_bpb against the incumbent of that time, negative is better)"
+        head = "## Tried so far (change in val_bpb against the incumbent at the time, negative is better)"
         room -= _bytes(head) + 40
         rows: list[str] = []
         for tried in reversed(self.history):
@@ -210,7 +210,7 @@ def row(tried: Tried) -> str:
     changes = [f"{name} {_short(was.get(name))} -> {_short(new)}" for name, new in edit.get("values", {}).items()]
     changes += list(edit.get("definitions", ()))[:6]
     what = f" [{one_line(', '.join(changes), 120)}]" if changes else ""
-    repeats = changes and "definitions" not in edit and in_words(edit) in tried.hypothesis  # says nothing more
+    repeats = changes and "definitions" not in edit and in_words(edit) in tried.hypothesis  # adds nothing
     why = "" if repeats else f" {one_line(tried.hypothesis)}"
     return f"{tried.number:4d} {tried.verdict:8s} {delta}{what}{why}"
 
@@ -220,7 +220,7 @@ def _hashable(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _behind(option: Any, walls: list[Any], current: Any) -> bool:
-    """Whether an option lies at a value that crashed, or on its far side as seen from the current value."""
+    """Whether an option lies at a value that crashed, or on its far side seen from the current value."""
     if option in walls:
         return True
     for wall in walls:
@@ -240,7 +240,7 @@ def _bytes(text: str) -> int:
 
 
 def _cut(text: str, room: int) -> str:
-    """The start of `text` in at most `room` bytes; says so when something was cut."""
+    """The start of `text` in at most `room` bytes, marked [cut] when it was cut."""
     raw = text.encode("utf-8", "replace")
     if len(raw) <= room:
         return text

@@ -1,4 +1,4 @@
-"""Which agent proposes, from what the command line says and what answers on this machine."""
+"""Choose the agent from the command line and the Ollama server that is found."""
 
 from collections.abc import Callable
 
@@ -10,9 +10,10 @@ Log = Callable[[str], None]
 
 
 def choose_agent(kind: str, model: str, command: str, share: float, log: Log) -> Agent:
-    """The agent that proposes. `auto` is the hybrid when a model is named or an Ollama server with one answers, else
-    search. Raises UserError when the model that was asked for cannot be used: before anything is made. A server that
-    is away is only waited for when it is its turn."""
+    """The agent that proposes. `auto` is hybrid when a model is named or an Ollama server has one, else search.
+
+    Raises UserError, before anything is created, when the requested model cannot be used. A server that is not
+    running is waited for only at its turn."""
     if kind == "search":
         return Search()
     if kind == "command":
@@ -23,23 +24,23 @@ def choose_agent(kind: str, model: str, command: str, share: float, log: Log) ->
     from lab.agents.ollama import Ollama
     from lab.agents.ollama_client import PATIENCE, Server
 
-    asked_for = kind != "auto" or bool(model)
+    requested = kind != "auto" or bool(model)
     try:
         server = Server(patience=0.0, log=log)
         ollama = Ollama(model, server=server, log=log)
         ollama.choose()
     except UserError as reason:
-        if asked_for:
+        if requested:
             raise
         return _alone(reason, log)
     except NoProposal as reason:
-        if not asked_for:
+        if not requested:
             return _alone(reason, log)
-        log(f"{reason}; it is asked again at its turn")
-    server.patience = PATIENCE if asked_for else 0.0
+        log(f"{reason}; retrying when it is its turn")
+    server.patience = PATIENCE if requested else 0.0
     return ollama if kind == "ollama" else Hybrid(Search(), ollama, share, log=log)
 
 
 def _alone(reason: Exception, log: Log) -> Agent:
-    log(f"no local model ({reason}); the built-in search proposes alone")
+    log(f"no local model ({reason}); using the built-in search alone")
     return Search()

@@ -1,4 +1,4 @@
-"""The agent of `agent_loop.py try`: a change that was made outside, by a person or another agent."""
+"""The agent of `agent_loop.py try`: an edit made by a person or by another agent."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from lab.loop.proposal import Proposal, describe
 
 
 class External:
-    """One proposal; when a check refuses it, the edit stays in the worktree to be mended."""
+    """One proposal; when a check refuses it, the edit stays in the worktree so that you can fix it."""
 
     name = "external"
 
@@ -19,7 +19,7 @@ class External:
     def propose(self, briefing: Briefing) -> Proposal:
         if briefing.attempt:
             self.path.write_text(self.source, encoding="utf-8")
-            raise UserError(f"refused: {briefing.refused}; mend {self.path} and try again")
+            raise UserError(f"refused: {briefing.refused}; fix {self.path} and try again")
         edit = describe(self.source, briefing.source, self.settings)
         return Proposal(self.source, self.message, self.name, edit)
 

@@ -1,9 +1,8 @@
-"""The default night: a sampler makes most proposals, a language model its share and every structural one.
+"""The default agent: a sampler makes most proposals, a language model makes its share and every structural one.
 
-Who is asked follows from the experiment's number alone, so that a resumed night takes the same turns. A model that
-has nothing to propose loses its turn to the sampler, and that is said: no slot of the night is lost. A sampler that
-has run out of neighbours asks the model in turn. (arXiv 2603.24647: CMA-ES with 30 % of its proposals by a 0.8B
-model was the best of all mixtures on this task.)
+The turn depends only on the experiment's number, so a resumed night takes the same turns. When the model has no
+proposal, the log says so and the sampler takes the turn. When the sampler has tried every neighbour, it asks the model.
+(arXiv 2603.24647: CMA-ES with 30 % of its proposals by a 0.8B model was the best of all mixtures on this task.)
 """
 
 from collections.abc import Callable
@@ -28,7 +27,7 @@ class Hybrid:
         log: Callable[[str], None] = lambda line: None,
     ) -> None:
         if not 0 <= share <= 1:
-            raise UserError(f"the model's share of the proposals must lie in 0 to 1, not {share}")
+            raise UserError(f"the model's share of the proposals must be from 0 to 1, not {share}")
         self.search, self.model, self.share, self.log = search, model, share, log
 
     def propose(self, briefing: Briefing) -> Proposal:
@@ -40,13 +39,13 @@ class Hybrid:
         for agent in agents:
             try:
                 return agent.propose(briefing)
-            except (NoProposal, UserError) as reason:  # not even a model that is missing ends the night
+            except (NoProposal, UserError) as reason:  # a missing model does not end the night
                 reasons.append(f"{agent.name}: {reason}")
-                self.log(f"no proposal by {agent.name}: {reason}")
+                self.log(f"no proposal from {agent.name}: {reason}")
         raise NoProposal("; ".join(reasons))
 
     def tell(self, proposal: Proposal, outcome: Tried) -> None:
-        """Both hear of every outcome, whoever proposed it."""
+        """Report every outcome to both agents, whichever proposed it."""
         self.search.tell(proposal, outcome)
         self.model.tell(proposal, outcome)
 

@@ -1,11 +1,11 @@
-"""The agent that asks a local model through Ollama, in the form of answer that its size was measured to manage.
+"""The agent that asks a local model through Ollama, in a form of answer that models of its size can produce.
 
 One proposal: choose the model (once a night), size the prompt to a context that stays the same all night, ask with a
-JSON schema, validate the answer as if there had been none, draw again with a new seed when it is unusable, unload
-the model and wait until it is gone, so that the experiment has the machine to itself. Errors are not sent back to
-the model: that mends few of them (7 of 82 measured) and another draw mends most. Whatever goes wrong ends in
-NoProposal, one line, and the sampler takes the slot; what only the user can mend is for `choose`, before the night.
-What a model or its server was seen not to take (`think`, a bound on a text's length, any schema) is then left out.
+JSON schema, validate the answer as if there were no schema, retry with a new seed when it is unusable, unload the model
+and wait until its memory is free, so that the experiment has the machine to itself. Errors are not sent back to the
+model: that fixes few of them (7 of 82 measured), and a new draw fixes most. Any failure becomes a NoProposal of one
+line, and the sampler takes the turn; what only the user can fix is raised by `choose`, before the night. Options that a
+model or its server rejects (`think`, a limit on text length, any schema) are left out from then on.
 """
 
 import random
@@ -26,14 +26,14 @@ DRAWS = 4  # one, and three more with new seeds
 TEMPERATURE = 0.7
 PROMPT_TOKENS = {"menu": 2500, "definition": 4000, "replace": 16_000}  # at most; estimated on the long side
 ANSWER_TOKENS = {"menu": 200, "definition": 2000, "replace": 4000}  # num_predict
-THINKING_TOKENS = 4000  # more of them when the model is told to think
+THINKING_TOKENS = 4000  # added when the model thinks
 SPARE_TOKENS = 256  # the chat template around the prompt
-DEFINITION_FROM, REPLACE_FROM = 6.5, 30.0  # billions of parameters from which code edits were seen to work
+DEFINITION_FROM, REPLACE_FROM = 6.5, 30.0  # billions of parameters from which code edits worked
 MEMORY_SHARE = 0.5  # of the machine, for weights; the rest is for the context, the system and what else runs
-BYTES_PER_TOKEN_CUT = 6.0  # fewer prompt tokens than one per so many bytes: the server has cut the prompt
-DENSITY_SLACK = 1.5  # the same, against the tersest prompt of this form so far; a cut one is halved
+BYTES_PER_TOKEN_CUT = 6.0  # more bytes per prompt token mean that the server has cut the prompt
+DENSITY_SLACK = 1.5  # the same, relative to the densest prompt of this form so far; a cut one is halved
 LONGEST_DEFINITION = 120  # lines
-RESTING = 3  # last failures whose constants are left out of the menu: else a small model goes on with the same one
+RESTING = 3  # last failures whose constants leave the menu: a small model repeats them otherwise
 
 SYSTEM = (
     "You improve a small language model that trains for five minutes. You propose one experiment at a time; "
@@ -53,7 +53,7 @@ ASK = {
 
 @dataclass(frozen=True)
 class Question:
-    """One form of answer asked for, and what it may touch."""
+    """The form of answer to ask for, and what it may change."""
 
     form: str
     prompt: str
@@ -85,7 +85,7 @@ class Ollama:
         self._density: dict[str, float] = {}  # form -> most bytes per prompt token so far
 
     def propose(self, briefing: Briefing) -> Proposal:
-        """Raises NoProposal, whatever goes wrong."""
+        """Raises NoProposal for every failure."""
         try:
             model = self.choose()
             self.server.refuse_if_moved(model)
@@ -93,8 +93,8 @@ class Ollama:
                 return self._draw(briefing, model, self._question(briefing, model))
             finally:
                 if not self.server.unload(model.name):
-                    self.log(f"{model.name} is still loaded: the next run shares the machine's memory with it")
-        except (UserError, Unusable) as error:  # the model was removed during the night, another program answers
+                    self.log(f"{model.name} is still loaded; the next run shares the memory with it")
+        except (UserError, Unusable) as error:  # the model was removed during the night, or another program answers
             self.model = None
             raise NoProposal(str(error)) from None
 
@@ -102,21 +102,21 @@ class Ollama:
         """Nothing to remember: the next briefing's history holds the outcome."""
 
     def choose(self) -> Model:
-        """The model of this night: the one asked for, else the most able one that runs here and fits. Raises
-        UserError where there is none, or no Ollama server answers, and NoProposal where nothing does."""
+        """The model of this night: the requested one, else the most capable that runs here and fits. Raises UserError
+        when there is none or another program answers, NoProposal when the server is not available."""
         if self.model is None:
             installed = [model for model in self.server.models() if model.completes]
-            self.model = self._wanted(installed) if self.wanted else self._most_able(installed)
-            self.log(f"asking {self.model.name}, answers in the form: {' or '.join(self._forms(self.model))}")
+            self.model = self._wanted(installed) if self.wanted else self._most_capable(installed)
+            self.log(f"using {self.model.name}, form of answers: {' or '.join(self._forms(self.model))}")
             self._say_where(self.model)
         return self.model
 
     def _say_where(self, model: Model) -> None:
-        leaves = "train.py and the briefing leave this machine for"
+        sent = "train.py and the briefing are sent to"
         if not self.server.local:
-            self.log(f"{leaves} {self.server.host}")
+            self.log(f"{sent} {self.server.host}")
         if model.remote:
-            self.log(f"{leaves} {model.remote}, where {model.name} runs")
+            self.log(f"{sent} {model.remote}, where {model.name} runs")
 
     def _wanted(self, installed: list[Model]) -> Model:
         for model in installed:
@@ -127,7 +127,7 @@ class Ollama:
                 raise UserError(reason)
         raise UserError(f"the model {self.wanted} is not installed; run: ollama pull {self.wanted}")
 
-    def _most_able(self, installed: list[Model]) -> Model:
+    def _most_capable(self, installed: list[Model]) -> Model:
         """The largest that runs here and fits; a coder counts twice its size."""
         room = (self.memory_gb or describe()["memory_gb"] * MEMORY_SHARE) * 2**30
         elsewhere = [f"{model.name} runs at {model.remote}" for model in installed if model.remote]
@@ -135,8 +135,8 @@ class Ollama:
         if not installed and self.server.unread:
             raise UserError("; ".join(self.server.unread.values()))
         if not installed:
-            known = f" of its own ({', '.join(elsewhere)}; name it with --model to ask it there)" if elsewhere else ""
-            raise UserError(f"the Ollama server has no model{known}; run: ollama pull qwen2.5-coder:1.5b")
+            remote = f" of its own ({', '.join(elsewhere)}; use it with --model)" if elsewhere else ""
+            raise UserError(f"the Ollama server has no model{remote}; run: ollama pull qwen2.5-coder:1.5b")
         fitting = [model for model in installed if model.bytes <= room or not self.server.local]
         if not fitting:
             smallest = min(installed, key=lambda model: model.bytes)
@@ -197,7 +197,7 @@ class Ollama:
         raise NoProposal(f"{model.name} gave no usable answer in {DRAWS} draws; the last: {reason}")
 
     def _learn(self, model: Model, refusal: Exception) -> None:
-        """Leave out what the refusal shows not to be taken; with a schema, think=false silences some models."""
+        """Leave out the option that was refused; with a schema, think=false makes some models answer nothing."""
         left_out, text = self._left_out[model.name], str(refusal)
         if isinstance(refusal, Refused) and "think" in text.lower():
             left_out.add("think")
@@ -216,7 +216,7 @@ class Ollama:
             "seed": random.Random(f"{self.seed} {briefing.number} {briefing.attempt} {draw}").randrange(2**31),
         }
         left_out = self._left_out[model.name]
-        think = self.think if model.thinks and "think" not in left_out else None  # a model that cannot refuses it
+        think = self.think if model.thinks and "think" not in left_out else None  # others refuse it
         shape = None if "format" in left_out else schema(form, question.menu)
         shape = _unbounded(shape) if "maxLength" in left_out else shape
         answer = self.server.ask(model.name, SYSTEM, question.prompt, options, shape, think)
@@ -224,16 +224,16 @@ class Ollama:
         return answer.text
 
     def _refuse_truncation(self, model: Model, question: Question, counted: int | None, context: int) -> None:
-        """Raise NoProposal when the server read less than was sent: it says so nowhere."""
+        """Raise NoProposal when the server cut the prompt, which it does silently."""
         loaded = self.server.context(model.name)
         if loaded is not None and loaded < context:
-            raise NoProposal(f"{model.name} was loaded with a context of {loaded} tokens where {context} are needed")
+            raise NoProposal(f"{model.name} was loaded with a context of {loaded} tokens; {context} are needed")
         if counted is None:
             return
         density = len((SYSTEM + question.prompt).encode()) / counted
         before = self._density.get(question.form, density)
         if density > min(BYTES_PER_TOKEN_CUT, before * DENSITY_SLACK):
-            raise NoProposal(f"the server cut the prompt for {model.name}: it counted {counted} tokens of it")
+            raise NoProposal(f"the server cut the prompt for {model.name} to {counted} tokens")
         self._density[question.form] = max(before, density)
 
     def _context(self, model: Model) -> int:
@@ -279,15 +279,15 @@ def _rested(briefing: Briefing) -> Menu:
 
 
 def _targets(source: str) -> list[str]:
-    """Definitions that a model may rewrite: not what the laboratory calls, not what is too long to be shown."""
-    found = [
+    """Definitions that a model may rewrite: not those that lab/ calls, none too long for the prompt."""
+    names = [
         node.name
         for node in parse(source).body
         if is_definition(node) and node.name not in REQUIRED and node.end_lineno - node.lineno < LONGEST_DEFINITION
     ]
-    if not found:
-        raise NoProposal("train.py has no definition that could be replaced")
-    return found
+    if not names:
+        raise NoProposal("train.py has no definition that can be replaced")
+    return names
 
 
 def _tokens(text: str) -> int:

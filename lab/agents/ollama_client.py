@@ -1,11 +1,11 @@
-"""Talking to an Ollama server so that nothing it does ends the night.
+"""An Ollama client whose failures never end the night.
 
-Approach: the official client, every failure of it or of the network turned into one of three: `Unavailable` (down,
-slow to load, restarted, broken off: waiting may help), `Unusable` (this answer is worthless, the next may not be)
-and UserError (only the user can mend it). `Foreign` is the first of these until patience ends, then the last: another
-program answers there. Redirects are not followed: a question goes to the host that was named. Waiting is bounded by
-`patience` seconds; a server that stayed away is then asked once per experiment, without waiting, until it is back. Not
-covered: Ollama's /v1 routes, which ignore num_ctx, and pulling models, which is the user's decision.
+It wraps the official client and turns every failure into one of three: `Unavailable` (down, slow to load, restarted,
+disconnected: waiting may help), `Unusable` (this answer is invalid, the next may be valid) and UserError (only the user
+can fix it). `Foreign`, another program at that address, is retried like `Unavailable`, then becomes a UserError.
+Redirects are not followed: requests go only to the configured host. Waiting is limited to `patience` seconds; after
+that the server is asked once per experiment, without waiting, until it is back. Not covered: Ollama's /v1 routes, which
+ignore num_ctx, and pulling models, which is the user's decision.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from lab.agents.answers import MAX_ANSWER
 from lab.agents.briefing import NoProposal
 from lab.errors import UserError, one_line
 
-with network.hidden("OLLAMA_HOST"):  # it makes a client as it is imported, and nonsense in one of them ends that
+with network.hidden("OLLAMA_HOST"):  # importing ollama creates a client, which fails on an invalid value
     import ollama
 
 PATIENCE = 120.0  # seconds
@@ -35,10 +35,10 @@ UNLOAD_SECONDS = 60.0  # memory is released with a lag
 LONGEST_PAUSE = 30.0  # seconds between two tries while the server is away
 LEAST_WEIGHTS = 1_000_000  # bytes; a model that runs elsewhere is listed with some hundred (382 seen)
 CLOUD_NAME = re.compile(r"[:-]cloud(:|$)", re.IGNORECASE)  # gpt-oss:120b-cloud, glm-4.6:cloud
-CLOUD_HOST = "ollama.com"  # where it runs if nobody says so
+CLOUD_HOST = "ollama.com"  # default host of cloud models
 PORTS = {"http": 80, "https": 443}
 MISSING = re.compile(r"model ['\"].*not found")
-GRAMMAR = re.compile(r"grammar|schema|format|repetition", re.IGNORECASE)  # what servers complain of, with 400 and 500
+GRAMMAR = re.compile(r"grammar|schema|format|repetition", re.IGNORECASE)  # in errors of status 400 and 500
 TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 
 T = TypeVar("T")
@@ -57,11 +57,11 @@ class Foreign(Unavailable):
 
 
 class Unusable(Exception):
-    """This answer is worthless; another draw may not be."""
+    """This answer is invalid; the next may be valid."""
 
 
 class Refused(Unusable):
-    """The server does not take what the request asks for."""
+    """The server rejects an option of the request."""
 
 
 @dataclass(frozen=True)
@@ -72,36 +72,36 @@ class Model:
     bytes: int  # of the weights
     parameters: float  # billions; 0 when the server does not say
     context: int  # tokens that the model was made for
-    thinks: bool  # can be told to think before it answers
+    thinks: bool  # supports thinking before it answers
     completes: bool  # False: embeddings only
-    remote: str = ""  # host that runs it, where that is not the server's own: what it is asked goes there
+    remote: str = ""  # host that runs it, when not the server itself: prompts go there
 
 
 @dataclass(frozen=True)
 class Answer:
     text: str
-    prompt_tokens: int | None  # as the server counted them; None when it does not say
+    prompt_tokens: int | None  # as counted by the server; None: unknown
     tokens: int
 
 
 class Client(ollama.Client):
-    """The official client, and answers as they came: its types leave out what says that a model runs elsewhere."""
+    """The official client plus raw answers: its types drop the fields for models that run elsewhere."""
 
     def answer(self, method: str, path: str, **body: Any) -> dict[str, Any]:
-        """The object that a request is answered with. Raises one of this module's exceptions for anything else."""
+        """The JSON object that the server answers. Raises one of this module's exceptions for anything else."""
         reply = self._client.request(method, path, json=body or None)
         try:
-            told = reply.json()
+            body_json = reply.json()
         except ValueError:
-            told = None
-        if reply.is_success and isinstance(told, dict):
-            return told
-        text = told.get("error") if isinstance(told, dict) else None
+            body_json = None
+        if reply.is_success and isinstance(body_json, dict):
+            return body_json
+        text = body_json.get("error") if isinstance(body_json, dict) else None
         raise _meaning(reply.status_code, str(text or reply.text), body.get("model", ""))
 
 
 class Server:
-    """One Ollama server; `host` as in OLLAMA_HOST, which is honoured when it is empty."""
+    """One Ollama server; `host` as in OLLAMA_HOST, which is used when it is empty."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class Server:
         self.url = address(host or os.environ.get("OLLAMA_HOST", ""))
         self.host = self.url if host or "OLLAMA_HOST" not in os.environ else f"{self.url} (OLLAMA_HOST)"
         self.local = network.is_this_machine(self.url)
-        # A proxy from the environment is not meant for this machine's own server, nor certificates for plain HTTP.
+        # Proxies from the environment do not apply to a local server, nor certificates to plain HTTP.
         more = {"trust_env": not self.local, "verify": self.url.startswith("https"), "follow_redirects": False}
         limits = [httpx.Timeout(seconds, connect=CONNECT_SECONDS) for seconds in (answer_seconds, CONTROL_SECONDS)]
         with network.explained():
@@ -122,24 +122,24 @@ class Server:
         self.patience, self.answer_seconds = patience, answer_seconds
         self.first_pause, self.log = first_pause, log
         self.asleep = False
-        self.unread: dict[str, str] = {}  # installed model -> why it cannot be shown
+        self.unread: dict[str, str] = {}  # installed model -> why its details cannot be read
 
     def models(self) -> list[Model]:
-        """What is installed, with what each model can do; what cannot be shown is left to `unread`."""
-        found, self.unread = [], {}
+        """Installed models and their capabilities; those whose details cannot be read are in `unread`."""
+        models, self.unread = [], {}
         for name, entry in self._patiently(self._listed).items():
             try:
                 with _translated(name):
-                    found.append(self._model(name, entry))
+                    models.append(self._model(name, entry))
             except (Unavailable, Unusable, UserError) as reason:
-                self.unread[name] = f"{name} is installed, but the server does not show it: {reason}"
-        return found
+                self.unread[name] = f"{name} is installed, but the server cannot show it: {reason}"
+        return models
 
     def refuse_if_moved(self, model: Model) -> None:
         """Raise NoProposal when `model` runs elsewhere now and did not when it was chosen."""
         entry = {"size": model.bytes, "remote_host": model.remote}
         if (now := self._patiently(lambda: self._model(model.name, entry), model.name)).remote != model.remote:
-            raise NoProposal(f"{model.name} now runs at {now.remote}: train.py does not leave this machine unasked")
+            raise NoProposal(f"{model.name} now runs at {now.remote}; train.py is not sent there unasked")
 
     def ask(
         self,
@@ -217,9 +217,9 @@ class Server:
                 if size > MAX_ANSWER:
                     raise Unusable(f"the answer is longer than {MAX_ANSWER // 1000} kB")
                 if time.monotonic() > deadline and not part.done:
-                    raise NoProposal(f"{model} gave no whole answer in {self.answer_seconds:.0f} s")
+                    raise NoProposal(f"{model} gave no complete answer in {self.answer_seconds:.0f} s")
         if last is None or not last.done:
-            raise Unavailable("the answer broke off")
+            raise Unavailable("the connection closed before the answer was complete")
         if last.done_reason == "length" and size:
             raise Unusable("the answer was cut at its length limit")
         return Answer("".join(text), last.prompt_eval_count or None, last.eval_count or 0)
@@ -241,7 +241,7 @@ class Server:
                     if isinstance(error, Foreign):
                         raise UserError(f"no Ollama server at {self.host}: {error}") from None
                     raise NoProposal(f"the Ollama server at {self.host} is not available: {error}") from None
-                self.log(f"Ollama: {error}; trying again in {min(pause, left):.0f} s")
+                self.log(f"Ollama: {error}; retrying in {min(pause, left):.0f} s")
                 time.sleep(min(pause, left))
                 pause = min(2 * pause, LONGEST_PAUSE)
         if self.asleep:
@@ -252,7 +252,7 @@ class Server:
 
 @contextlib.contextmanager
 def _translated(model: str) -> Iterator[None]:
-    """The client's and the network's exceptions as the three that this module knows."""
+    """Translate exceptions of the client and the network into those of this module."""
     try:
         yield
     except ollama.ResponseError as error:
@@ -261,12 +261,12 @@ def _translated(model: str) -> Iterator[None]:
         reason = str(error.__context__ or error)
         if "SSL" in reason:
             raise Foreign(one_line(reason, 100)) from None
-        raise Away("nothing answers there; start it with: ollama serve") from None
+        raise Away("it is not running; start it with: ollama serve") from None
     except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
         reason = one_line(str(error), 100).partition(". ")[0]
         raise Unavailable(reason or type(error).__name__) from None
-    except (ValueError, LookupError, AttributeError, TypeError) as error:  # not the protocol
-        raise Foreign(f"what answers does not speak Ollama's protocol ({type(error).__name__})") from None
+    except (ValueError, LookupError, AttributeError, TypeError) as error:  # not Ollama's protocol
+        raise Foreign(f"the program there does not use Ollama's protocol ({type(error).__name__})") from None
 
 
 def _meaning(status: int, text: str, model: str) -> Exception:
@@ -279,13 +279,13 @@ def _meaning(status: int, text: str, model: str) -> Exception:
     if model and not page and (status == 400 or GRAMMAR.search(text)):
         return Refused(f"the server refused the request: {reason}")
     if page or 0 < status < 500 or not model:
-        return Foreign(f"what answers says {status}{': ' * bool(reason)}{reason}")
+        return Foreign(f"the program there answers {status}{': ' * bool(reason)}{reason}")
     return Unavailable(f"the server failed: {reason}")
 
 
 def address(host: str) -> str:
     """The URL that OLLAMA_HOST means, read as Ollama reads it: blanks and quotes around it, a bare IPv6 address, a
-    port alone, 0.0.0.0 for a server that listens everywhere. Raises UserError for what is no address."""
+    port alone, 0.0.0.0 for a server that listens everywhere. Raises UserError for anything else."""
     text = host.strip().strip("\"'")
     if not text or text.startswith(":"):
         text = f"127.0.0.1{text}" if text.count(":") < 2 else text
@@ -303,9 +303,9 @@ def address(host: str) -> str:
         raise UserError(f"OLLAMA_HOST is not an address: {host!r}; write it as 127.0.0.1:11434") from None
 
 
-def _host(told: Mapping[str, Any]) -> str:
-    """The host on which the server lets a model run, from what it tells of it; "" for its own machine."""
-    host = told.get("remote_host") or CLOUD_HOST * bool(told.get("remote_model"))
+def _host(entry: Mapping[str, Any]) -> str:
+    """The remote host that runs a model, from the server's description of it; "" for the server itself."""
+    host = entry.get("remote_host") or CLOUD_HOST * bool(entry.get("remote_model"))
     return urlsplit(host if "//" in host else f"//{host}").hostname or host
 
 

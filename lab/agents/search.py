@@ -1,7 +1,7 @@
 """The agent that needs no model: tree-structured Parzen estimation (TPE) over the constants block.
 
-The sampler is Optuna's TPESampler (Bergstra et al. 2011), asked and told in memory. CMA-ES by `cmaes` was
-weighed: it needs numpy alone and is as good a sampler, but it moves every constant at once, from a mean of its
+The sampler is Optuna's TPESampler (Bergstra et al. 2011), used in memory. CMA-ES from `cmaes` was
+considered: it needs only numpy and is as good a sampler, but it moves every constant at once, from a mean of its
 own, and learns from whole generations that it drew itself. Here a proposal changes one or two constants of the
 incumbent, so that a verdict says something about them; results come from other agents too; a structural change
 alters the block. TPE is made for such conditional spaces: which constant to change is a choice like any other,
@@ -9,9 +9,9 @@ and each constant's density is learned from the experiments that changed it. Opt
 (SQLAlchemy, Alembic) come with it and are never imported.
 
 Every proposal is a pure function of (briefing, seed): the study is rebuilt from the history each time, so that a
-resumed night goes on as the uninterrupted one would. What is told of an experiment is its change of val_bpb
-against the incumbent of its time. A run that failed is told as pruned, which TPE ranks behind every finished one
-(a failed trial, in Optuna's sense, would be ignored); an invalid run is not told at all.
+resumed night continues exactly like an uninterrupted one. The value of a trial is the change of val_bpb against the
+incumbent at the time. A failed run becomes a pruned trial, which TPE ranks behind every finished one (Optuna ignores
+failed trials); an invalid run is left out.
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ class Search:
                 return self._proposal(briefing, pair)
         if menu:
             return self._proposal(briefing, dict([_ask(briefing, menu, draw)]))
-        raise NoProposal("every neighbour of the incumbent's constants was tried")
+        raise NoProposal("search has tried every neighbour of the incumbent's constants")
 
     def tell(self, proposal: Proposal, outcome: Tried) -> None:
         """Nothing to remember: the next briefing's history holds the outcome."""
@@ -102,11 +102,11 @@ def _study(history: Sequence[Tried], spaces: Mapping[str, BaseDistribution], see
 
 
 def _trials(history: Sequence[Tried], spaces: Mapping[str, BaseDistribution]) -> Iterator[FrozenTrial]:
-    """The history as Optuna knows it: per experiment the constants that it changed, and what came of it."""
+    """The history as Optuna trials: the constants that each experiment changed, and the result."""
     for tried in history:
         values = (tried.edit or {}).get("values", {})
-        told = {name: _encode(value, spaces.get(name)) for name, value in values.items()}
-        params = {name: value for name, value in told.items() if value is not None}
+        encoded = {name: _encode(value, spaces.get(name)) for name, value in values.items()}
+        params = {name: value for name, value in encoded.items() if value is not None}
         if not params or tried.verdict == "invalid":
             continue
         params[CHOICE] = next(iter(params))

@@ -47,7 +47,7 @@ def test_the_briefing_says_where_we_stand():
         last_failure="ValueError: bad shape, line 12",
         refused="changes nothing",
     ).render(5000)
-    for part in (PROGRAM[:40], "tinystories on M4", "0.900000", "0.0020", "wider", "bad shape", "sent back", SOURCE):
+    for part in (PROGRAM[:40], "tinystories on M4", "0.900000", "0.0020", "wider", "bad shape", "was refused", SOURCE):
         assert part.strip() in text
     assert "Plateau" not in text
 
@@ -266,7 +266,7 @@ def test_a_command_may_repair_twice():
 def test_a_refused_change_goes_back_with_its_reason_and_its_file(tmp_path):
     text = (
         "brief = pathlib.Path('briefing.md').read_text(); p = pathlib.Path('train.py'); code = p.read_text()\n"
-        "again = 'sent back' in brief and 'nothing defines' in brief and 'missing_name' in code\n"
+        "again = 'was refused' in brief and 'nothing defines' in brief and 'missing_name' in code\n"
         "change = ('missing_name', '0.5') if again else ('return 1.0', 'return missing_name')\n"
         "p.write_text(code.replace(*change))"
     )

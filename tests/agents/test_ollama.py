@@ -122,7 +122,7 @@ def test_a_failing_server_is_asked_again_and_the_same(serve, fault):
     assert agent_for(server, said).propose(briefing()).edit["form"] == "set"
     first, second = server.chats()
     assert first == second
-    assert any("trying again" in line for line in said)
+    assert any("retrying" in line for line in said)
 
 
 @pytest.mark.parametrize("fault", ["length", "empty", "endless"])
@@ -136,7 +136,7 @@ def test_a_worthless_answer_is_drawn_again_with_a_new_seed(serve, fault):
 
 def test_four_worthless_answers_are_no_proposal(serve):
     server = serve(answer=lambda request: "I cannot help with that.")
-    with pytest.raises(NoProposal, match="no usable answer in 4 draws; the last: the answer holds no JSON"):
+    with pytest.raises(NoProposal, match="no usable answer in 4 draws; the last: the answer has no JSON"):
         agent_for(server).propose(briefing())
     assert len(server.chats()) == 4
     assert server.loaded == {}
@@ -151,7 +151,7 @@ def test_an_answer_that_ignores_the_schema_is_validated(serve):
 def test_a_slow_answer_is_given_up_and_cancelled(serve):
     server = serve(faults=("trickle",))
     start = time.monotonic()
-    with pytest.raises(NoProposal, match="no whole answer in 1 s"):
+    with pytest.raises(NoProposal, match="no complete answer in 1 s"):
         agent_for(server).propose(briefing())
     assert time.monotonic() - start < 4
 

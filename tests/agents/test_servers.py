@@ -59,11 +59,11 @@ def test_a_model_that_runs_elsewhere_is_asked_only_by_name_and_that_is_said(serv
     host = "10.0.0.5" if "own" in kind else "ollama.com"
     server, said = serve(models={name: model} | LOCAL), []
     assert agent_for(server, said).choose().name == "tiny:1b"
-    assert not any("leave this machine" in line for line in said)
+    assert not any("are sent to" in line for line in said)
     with pytest.raises(UserError, match=rf"no model of its own \({name} runs at {host}; .*run: ollama pull"):
         agent_for(serve(models={name: model})).choose()
     assert agent_for(server, said, model=name).choose().remote == host
-    assert f"train.py and the briefing leave this machine for {host}, where {name} runs" in said
+    assert f"train.py and the briefing are sent to {host}, where {name} runs" in said
 
 
 def test_a_model_that_moves_elsewhere_in_the_night_is_not_asked_again(serve):
@@ -84,7 +84,7 @@ def test_a_server_elsewhere_is_used_and_said(serve, monkeypatch):
     agent = agent_for(server, said)
     agent.server.local = False
     agent.choose()
-    assert f"train.py and the briefing leave this machine for {server.url}" in said
+    assert f"train.py and the briefing are sent to {server.url}" in said
 
 
 def test_doctor_says_where_models_run(serve, monkeypatch):
@@ -162,7 +162,7 @@ def test_another_program_on_the_port_is_told_in_one_line(page, monkeypatch, kind
         with pytest.raises(UserError) as refused:
             choose_agent(agent, model, "", 0.3, said.append)
         assert server.url in str(refused.value)
-    [line] = [line for line in said if "the built-in search proposes alone" in line]
+    [line] = [line for line in said if "using the built-in search alone" in line]
     [finding] = doctor._ollama()
     assert (finding.level, "make" in finding.fix) == ("warning", False)
     for told in (line, str(refused.value), finding.message):
@@ -197,9 +197,9 @@ def test_a_model_that_cannot_be_shown_hides_no_other(serve, fault):
     models = {"a:1b": sized(1), "b:3b": sized(3) | {"show_fault": fault}, "c:1.5b": sized(1.5)}
     server = serve(models=models)
     assert agent_for(server).choose().name == "c:1.5b"
-    with pytest.raises(UserError, match=r"b:3b is installed, but .* does not show it"):
+    with pytest.raises(UserError, match=r"b:3b is installed, but .* cannot show it"):
         agent_for(server, model="b:3b").choose()
-    with pytest.raises(UserError, match=r"b:3b is installed, but .* does not show it"):
+    with pytest.raises(UserError, match=r"b:3b is installed, but .* cannot show it"):
         agent_for(serve(models={"b:3b": models["b:3b"]})).choose()
 
 
@@ -298,8 +298,8 @@ def test_a_model_that_is_not_installed_is_told_before_anything_is_made(serve, ch
 
 def test_a_server_that_is_away_does_not_keep_a_night_from_beginning(checkout):
     done = begin(checkout, "--agent", "ollama", OLLAMA_HOST="127.0.0.1:9")
-    assert "nothing answers there" in done.stdout
-    assert "asked again at its turn" in done.stdout
+    assert "it is not running" in done.stdout
+    assert "retrying when it is its turn" in done.stdout
     assert "nothing is prepared yet" in refusal(done)
 
 
@@ -347,8 +347,8 @@ def test_a_search_reads_no_network_variable(checkout, host):
 def test_no_network_variable_stands_between_a_night_and_its_own_machine(serve, checkout, kind):
     server = serve()
     done = begin(checkout, "--agent", "hybrid", OLLAMA_HOST=server.url, **VARIABLES.get(kind, EVERYTHING))
-    assert "asking qwen2.5-coder:1.5b" in done.stdout
-    assert "leave this machine" not in done.stdout
+    assert "using qwen2.5-coder:1.5b" in done.stdout
+    assert "are sent to" not in done.stdout
     assert "nothing is prepared yet" in refusal(done)
 
 
@@ -370,7 +370,7 @@ def test_a_search_is_the_night_where_no_connection_can_be_made(checkout):
     variables = {"OLLAMA_HOST": "http://model.invalid", "ALL_PROXY": "socks://me:secret@127.0.0.1:9/"}
     done = begin(checkout, "--agent", "auto", **variables)
     assert "no connection can be made with ALL_PROXY=socks://...@127.0.0.1:9/ (Unknown scheme" in done.stdout
-    assert "the built-in search proposes alone" in done.stdout
+    assert "using the built-in search alone" in done.stdout
     assert "secret" not in done.stdout + refusal(done)
 
 
@@ -419,7 +419,7 @@ def test_an_address_that_is_none_is_told_before_anything_is_made(checkout):
     told = refusal(begin(checkout, "--agent", "ollama", OLLAMA_HOST="http://[::1"))
     assert told == "error: OLLAMA_HOST is not an address: 'http://[::1'; write it as 127.0.0.1:11434"
     done = begin(checkout, "--agent", "auto", OLLAMA_HOST="http://[::1")
-    assert "the built-in search proposes alone" in done.stdout
+    assert "using the built-in search alone" in done.stdout
 
 
 # ---- the hub
