@@ -6,7 +6,7 @@ function __autoresearch
     set -l variable _(string upper (string replace . _ -- $script))_COMPLETE
     for answer in (env $variable=fish_complete COMP_WORDS="$script $words[3..]" COMP_CWORD=(commandline -t) \
             $words[1] $words[2] 2>/dev/null)
-        string match -qr '^plain,(?<told>.*)' -- $answer; and echo $told
+        string match -qr '^plain,(?<value>.*)' -- $answer; and echo $value
     end
 end
 

@@ -1,5 +1,5 @@
 # Completion of `python prepare.py`, `train.py` and `agent_loop.py` in bash and zsh:  source completion.sh
-# The command is python, which click does not complete; so python asks the script, and click answers in it.
+# click does not complete arguments of `python`, so this function calls the script for its completions.
 
 _autoresearch() {
     local script="${COMP_WORDS[1]##*/}" kind value
