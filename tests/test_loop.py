@@ -70,7 +70,7 @@ def test_trying_nothing_is_refused(finished):
     checkout, _ = finished
     done = attempt(checkout, "plain", lambda source: source)
     assert done.returncode == 1
-    assert "nothing is changed" in done.stderr
+    assert "is unchanged; edit it" in done.stderr
 
 
 def test_status_and_replay(finished):
