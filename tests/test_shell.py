@@ -188,7 +188,7 @@ def test_a_quiet_night_says_its_summary_alone(checkout, loud_night):
 @needs_sandbox
 def test_an_interrupted_report_is_calm(checkout, loud_night):
     watch = ("--tag", "loud", "--watch", "--port", 0)
-    calm(interrupted(checkout, lambda said: "is on http" in said, "agent_loop.py", "report", *watch))
+    calm(interrupted(checkout, lambda said: "serving night" in said, "agent_loop.py", "report", *watch))
 
 
 # ---- -q and -v of prepare and train

@@ -1,7 +1,7 @@
-"""The night on a terminal: a panel below the log that says what it is at, what it has found, and how long it takes.
+"""The panel below the log on a terminal: what the night is doing, its results so far, and the time left.
 
-It reads the night's state about once a second and changes nothing. What is printed while it stands appears above it,
-so the log stays in the terminal's own history; at the end the panel is taken away and the summary is what remains.
+It reads the night's state once a second and changes nothing. Log lines appear above it, so the log stays in the
+terminal's history; at the end the panel is removed and the summary remains.
 """
 
 import sys
@@ -18,19 +18,20 @@ from rich.table import Table
 from rich.text import Text
 
 from lab.errors import one_line
+from lab.interface.plot import count
 from lab.loop.history import Experiment
 from lab.machine.condition import Condition
 from lab.show import QUIET, WIDEST, bar, live_console, minutes
 from lab.trial.crash import read_steps
 
 REPAINTS = 1.0  # a second
-VERDICTS = 4  # the last ones that are shown
-ECHO = 4  # columns left free for two ^C, which would otherwise go to the next line and shift what is painted over
+VERDICTS = 4  # latest verdicts that are shown
+ECHO = 4  # columns left free for two ^C, which would otherwise wrap and shift the panel
 STYLE = {"keep": "green", "discard": "dim", "crash": "red"}
 
 
 def dashboard(night: Any, deadline: datetime | None, verbosity: int) -> AbstractContextManager:
-    """The panel of an agent_loop.Night for the time of the block, on a terminal; elsewhere, or when quiet, nothing."""
+    """Show the panel of an agent_loop.Night during the block; nothing without a terminal or with --quiet."""
     console = live_console(sys.stdout)
     if console is None or verbosity == QUIET:
         return nullcontext()
@@ -39,7 +40,7 @@ def dashboard(night: Any, deadline: datetime | None, verbosity: int) -> Abstract
 
 
 class View:
-    """What the panel says of a night now. `deadline`: when no new experiment starts."""
+    """The content of the panel. `deadline`: no new experiment starts after it."""
 
     def __init__(self, night: Any, deadline: datetime | None, console: Console):
         self.night, self.deadline, self.console = night, deadline, console
@@ -52,8 +53,8 @@ class View:
         rows = Table.grid(padding=(0, 1), expand=True)
         rows.add_column(style="bold", min_width=9)
         rows.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
-        for name, told in self.rows():
-            rows.add_row(name, Text(told) if isinstance(told, str) else told)
+        for name, value in self.rows():
+            rows.add_row(name, Text(value) if isinstance(value, str) else value)
         state = self.night.journal.state
         number = state.pending.id if state.pending else len(state.experiments)
         return Panel(
@@ -66,14 +67,14 @@ class View:
         )
 
     def end(self) -> str:
-        """When the night ends, and what a Ctrl-C does now."""
+        """When the night ends, and what Ctrl-C does now."""
         if reason := self.night.stop():
             return f"ends after this experiment ({reason}); Ctrl-C: at once"
-        told = "Ctrl-C: end after this experiment"
+        hint = "Ctrl-C: end after this experiment"
         if not self.deadline:
-            return told
+            return hint
         left = (self.deadline - datetime.now()).total_seconds()
-        return f"until {self.deadline:%H:%M}, {minutes(left)} left; {told}"
+        return f"until {self.deadline:%H:%M}, {minutes(left)} left; {hint}"
 
     def rows(self) -> Iterator[tuple[str, Any]]:
         state = self.night.journal.state
@@ -92,18 +93,18 @@ class View:
         return f"{told}, baseline {state.baseline.val_bpb:.6f}" if best is not state.baseline else told
 
     def now(self) -> Text:
-        """The phase, how long it has lasted, and for training how far it is."""
+        """The phase and its duration; for training, the progress."""
         phase = self.night.runner.phase
-        told = Text(f"{phase.name or f'thinking ({self.night.agent.name})'} ")
+        line = Text(f"{phase.name or f'thinking ({self.night.agent.name})'} ")
         steps = read_steps(phase.run_dir / "steps.jsonl") if phase.run_dir else ()
         if not steps:
-            return told.append(minutes(time.monotonic() - phase.since))
+            return line.append(minutes(time.monotonic() - phase.since))
         seconds, budget = steps[-1].get("seconds", 0.0), self.night.runner.settings["minutes"] * 60
-        seconds = seconds if 0 <= seconds <= budget else budget  # it is the experiment's to write
+        seconds = seconds if 0 <= seconds <= budget else budget  # written by the experiment, so not trusted
         who = " (the incumbent)" if self.night.journal.state.step().who == "incumbent" else ""
-        told.append(f"{phase.run_dir.name}{who} ").append(bar(seconds / budget, 16))
-        told.append(f" {100 * seconds / budget:3.0f}%  {minutes(budget - seconds)} left")
-        return told.append(f"  loss {steps[-1].get('loss', float('nan')):.4f}")
+        line.append(f"{phase.run_dir.name}{who} ").append(bar(seconds / budget, 16))
+        line.append(f" {100 * seconds / budget:3.0f}%  {minutes(budget - seconds)} left")
+        return line.append(f"  loss {steps[-1].get('loss', float('nan')):.4f}")
 
     def pace(self) -> str:
         state, hours = self.night.journal.state, (time.monotonic() - self.begun) / 3600
@@ -123,17 +124,17 @@ def verdict(e: Experiment) -> Text:
 
 
 def runs(e: Experiment) -> str:
-    return f"{len(e.values)} run{'s' * (len(e.values) > 1)}"
+    return count(len(e.values), "run")
 
 
 def summary(night: Any) -> str:
-    """A few lines: how many experiments, what was kept, baseline and incumbent."""
+    """A few lines: number of experiments, kept changes, baseline and incumbent."""
     state = night.journal.state
     if not state.incumbent:
         return f"{night.folder.name}: no experiment is finished yet"
     best, counts = state.incumbent, state.counts()
     lines = [
-        f"{night.folder.name}: {len(state.tried_out)} experiments: {counts['keep']} kept, {counts['discard']} "
+        f"{night.folder.name}: {count(len(state.tried_out), 'experiment')}: {counts['keep']} kept, {counts['discard']} "
         f"discarded, {counts['crash']} crashed, {state.refused} refused before training",
         f"baseline  {state.baseline.val_bpb:.6f}",
         f"incumbent {best.val_bpb:.6f} (experiment {best.id}, {runs(best)})",

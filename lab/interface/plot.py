@@ -127,3 +127,8 @@ def _label(axes: Any, measured: list[Experiment], kept: list[Experiment]) -> Non
 def short(text: str, limit: int) -> str:
     """`text` cut to `limit` characters, the last an ellipsis then."""
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+def count(number: int, noun: str) -> str:
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"

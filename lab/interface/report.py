@@ -1,8 +1,7 @@
-"""The morning after: progress.png and one self-contained report.html from a night's journal, runs and branch.
+"""progress.png and one self-contained report.html from a night's journal, runs and branch.
 
-Nothing is computed here that the journal does not say: values, verdicts and noise are read, diffs come from the
-branch, loss curves from the runs that are still on the disk. Sample stories are written by the models themselves,
-which run in the sandbox as they do when they are scored.
+Values, verdicts and noise are those of the journal; diffs come from the branch, loss curves from the runs that are
+still on disk. The models write the sample stories in the sandbox, where they are also scored.
 """
 
 import base64
@@ -22,7 +21,7 @@ from typing import Any
 
 from lab.errors import UserError
 from lab.files import ROOT, write_atomic
-from lab.interface.plot import picture, short
+from lab.interface.plot import count, picture, short
 from lab.loop.git import run
 from lab.loop.history import Experiment, State
 from lab.loop.journal import Journal, lock, read
@@ -31,7 +30,7 @@ from lab.trial.crash import read_bytes
 from lab.trial.sandbox import available
 
 TEMPLATE = Path(__file__).with_suffix(".html")
-WATCH_SECONDS = 60  # after which a watched page loads itself anew
+WATCH_SECONDS = 60  # between reloads of a watched page
 CURVE_POINTS = 60  # of one loss curve
 DIFF_LINES = 120  # shown of one experiment
 PROMPTS = ("Once upon a time", "One day, Lily found", "The dog was sad because")
@@ -41,7 +40,7 @@ MAX_STEPS = 8 << 20  # bytes read of a run's steps.jsonl
 
 @dataclass
 class Report:
-    """What is told of one night."""
+    """The data of the report on one night."""
 
     folder: Path
     state: State
@@ -60,7 +59,7 @@ def write_report(folder: Path, stories: str | None = None) -> list[Path]:
 
 
 def serve(folder: Path, port: int, log: Callable[[str], None]) -> None:
-    """Serve report.html on 127.0.0.1, written anew when it is asked for and the night went on, until Ctrl-C."""
+    """Serve report.html on 127.0.0.1, rendered again when the journal has changed, until Ctrl-C."""
 
     drawing, kept = threading.Lock(), {}  # state of the journal -> page; matplotlib's style is global
 
@@ -88,14 +87,14 @@ def serve(folder: Path, port: int, log: Callable[[str], None]) -> None:
     try:
         server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
     except OSError as error:
-        raise UserError(f"port {port} cannot be used ({error.strerror}); choose another with --port") from None
-    log(f"night {folder.name} is on http://127.0.0.1:{server.server_port}/ until Ctrl-C")
+        raise UserError(f"cannot use port {port} ({error.strerror}); choose another with --port") from None
+    log(f"serving night {folder.name} on http://127.0.0.1:{server.server_port}/ (Ctrl-C stops)")
     with server:
         server.serve_forever()
 
 
 def collect(folder: Path) -> Report:
-    """The journal of a night, and who was judged against whom."""
+    """The journal of a night, and the incumbent of each experiment."""
     journal = Journal(folder)
     report = Report(folder, journal.state, [r for r in read(journal.path) if r["event"] == "run"])
     incumbent = None
@@ -112,7 +111,7 @@ def collect(folder: Path) -> Report:
 
 
 def page(report: Report, stories: str | None, refresh: int = 0) -> str:
-    """report.html: one file, nothing from the network. `refresh`: seconds after which it loads itself anew."""
+    """report.html: one file, nothing from the network. `refresh`: seconds between reloads, 0 for never."""
     sources = _sources(report)
     curves = {e.id: _curve(report, e) for e in report.state.settled}
     rows = "\n".join(_row(report, e, sources, curves) for e in report.state.settled)
@@ -130,11 +129,11 @@ def page(report: Report, stories: str | None, refresh: int = 0) -> str:
         lead=html.escape(summary(report)),
         **pictures,
         rows=rows,
-        stories=stories or '<p class="quiet">None were written; the checkpoints of baseline and best are needed.</p>',
+        stories=stories or '<p class="quiet">No stories: they need the checkpoints of baseline and best.</p>',
         machine=_machine(report),
         reproduce=html.escape(
-            f"python agent_loop.py replay --tag {tag} {best.id}     # train and score it again, with another seed\n"
-            f"git checkout {best.commit[:12]} -- train.py   # take it over into your checkout"
+            f"python agent_loop.py replay --tag {tag} {best.id}     # train and score it again with another seed\n"
+            f"git checkout {best.commit[:12]} -- train.py   # copy it into your checkout"
             if best
             else "no experiment is finished yet"
         ),
@@ -158,17 +157,17 @@ def summary(report: Report) -> str:
     spent = sum(e.minutes for e in state.settled)
     took = f"{spent / 60:.1f} hours" if spent >= 60 else f"{spent:.0f} minutes"
     first = (
-        f"{_count(len(tried), 'experiment')} took {took} of training and scoring: {counts['keep']} kept, "
-        f"{counts['discard']} discarded, {counts['crash']} crashed, {state.refused} refused beforehand."
+        f"{count(len(tried), 'experiment')} took {took} of training and scoring: {counts['keep']} kept, "
+        f"{counts['discard']} discarded, {counts['crash']} crashed, {state.refused} refused before training."
     )
     if best is state.baseline:
         near = sum(e.near_miss for e in tried)
-        second = f"Nothing beat the baseline's {base:.4f} bits per byte beyond the noise ({_count(near, 'near miss')})."
+        second = f"Nothing beat the baseline's {base:.4f} bits per byte beyond the noise ({count(near, 'near miss')})."
     else:
         second = (
             f"val_bpb fell from {base:.4f} to {best.val_bpb:.4f} (-{100 * gain / base:.1f} %) at equal seeds; "
             f"the best is experiment {best.id}, {short(best.hypothesis, 80)}, after "
-            f"{_count(len(best.results), 'run')}."
+            f"{count(len(best.results), 'run')}."
         )
     noise = str(state.noise)
     return f"{first} {second} {noise[0].upper()}{noise[1:]}."
@@ -241,19 +240,19 @@ def _diff(before: list[str], after: list[str]) -> str:
 
 
 def _curve(report: Report, e: Experiment) -> list[tuple[float, float]]:
-    """(seconds, smoothed loss in nats per token) of its first run that is still there."""
+    """(seconds, smoothed loss in nats per token) of its first valid run, if its files exist."""
     name = _first_run(report, e)
     return _points(report.folder / "runs" / name / "steps.jsonl") if name else []
 
 
 def _first_run(report: Report, e: Experiment) -> str:
-    """Name of an experiment's first run that gave a value; "" for none."""
+    """Name of an experiment's first valid run; "" for none."""
     own = (r["run"] for r in report.runs if r["id"] == e.id and r["who"] == "candidate" and r["status"] == "ok")
     return next(own, "")
 
 
 def _points(path: Path) -> list[tuple[float, float]]:
-    """What a run wrote of itself, which may be anything: read in bounds, links not followed, odd figures left out."""
+    """Steps that a run recorded. Not trusted: size is limited, links are not followed, invalid values are skipped."""
     steps = []
     try:
         text = read_bytes(path, MAX_STEPS).decode(errors="replace")
@@ -274,15 +273,15 @@ def _points(path: Path) -> list[tuple[float, float]]:
 
 
 def _losses(mine: list[tuple[float, float]], theirs: list[tuple[float, float]]) -> str:
-    """Two loss curves; the first tenth of a run is left out, where all look alike."""
+    """Two loss curves; the first tenth is left out, where all runs look alike."""
     mine, theirs = (curve[len(curve) // 10 :] for curve in (mine, theirs))
     beside = ", the incumbent's in grey" if theirs else ""
-    told = f"training loss from {mine[0][0]:.0f} to {mine[-1][0]:.0f} s{beside}"
-    return _svg({"theirs": theirs, "mine": mine}, told, ".2f")
+    caption = f"training loss from {mine[0][0]:.0f} to {mine[-1][0]:.0f} s{beside}"
+    return _svg({"theirs": theirs, "mine": mine}, caption, ".2f")
 
 
-def _svg(curves: dict[str, list[tuple[float, float]]], told: str, form: str) -> str:
-    """Curves in one frame, by their class; `told` stands below it, the lowest and highest value beside it."""
+def _svg(curves: dict[str, list[tuple[float, float]]], caption: str, form: str) -> str:
+    """Curves in one frame, by CSS class, with the lowest and highest value; `caption` stands below."""
     points = [point for curve in curves.values() for point in curve]
     left, right = min(x for x, _ in points), max(x for x, _ in points)
     low, high = min(y for _, y in points), max(y for _, y in points)
@@ -295,38 +294,38 @@ def _svg(curves: dict[str, list[tuple[float, float]]], told: str, form: str) -> 
         if curve
     )
     return (
-        f'<svg viewBox="0 0 280 104" role="img" aria-label="{told}">{lines}'
+        f'<svg viewBox="0 0 280 104" role="img" aria-label="{caption}">{lines}'
         f'<text x="245" y="102">{low:{form}}</text><text x="245" y="14">{high:{form}}</text></svg>'
-        f'<p class="quiet">{told}</p>'
+        f'<p class="quiet">{caption}</p>'
     )
 
 
 def _machine(report: Report) -> str:
-    """The machine's condition over the night, and which runs it spoiled."""
-    seen = [r for r in report.runs if r.get("before") and r.get("after")]
-    if not seen:
+    """The machine's condition over the night, and the runs that are invalid because of it."""
+    recorded = [r for r in report.runs if r.get("before") and r.get("after")]
+    if not recorded:
         return '<p class="quiet">No conditions were recorded.</p>'
-    speeds = [r["before"]["flops"] / 1e9 for r in seen]
+    speeds = [r["before"]["flops"] / 1e9 for r in recorded]
     parts = [f"matmul speed before runs {min(speeds):,.0f} to {max(speeds):,.0f} GFLOP/s"]
     for name, words in (("heat", "thermal pressure"), ("memory_pressure", "memory pressure")):
-        levels = [r["after"][name] for r in seen if r["after"].get(name) is not None]
+        levels = [r["after"][name] for r in recorded if r["after"].get(name) is not None]
         parts += [f"{words} at most {max(levels)}"] if levels else []
-    swaps = [r["after"]["swap_mb"] for r in seen if r["after"].get("swap_mb") is not None]
+    swaps = [r["after"]["swap_mb"] for r in recorded if r["after"].get("swap_mb") is not None]
     parts += [f"swap at most {max(swaps):,.0f} MB"] if swaps else []
-    powers = {r["after"]["power"] for r in seen if r["after"].get("power")}
+    powers = {r["after"]["power"] for r in recorded if r["after"].get("power")}
     parts += [f"power: {' and '.join(sorted(powers))}"] if powers else []
-    spoiled = [r for r in report.runs if r["status"] == "invalid"]
-    items = "".join(f"<li>{html.escape(r['run'])}: {html.escape(r['reason'])}</li>" for r in spoiled[:50])
-    told = f"<p>{_count(len(spoiled), 'run')} spoiled and repeated:</p><ul>{items}</ul>" if spoiled else ""
-    clean = "" if spoiled else " No run was spoiled."
-    curve = _svg({"mine": list(enumerate(speeds))}, "matmul speed before each run, in their order, GFLOP/s", ",.0f")
-    return f"<p>Over {_count(len(seen), 'run')}: {html.escape('; '.join(parts))}.{clean}</p>{told}{curve}"
+    invalid = [r for r in report.runs if r["status"] == "invalid"]
+    items = "".join(f"<li>{html.escape(r['run'])}: {html.escape(r['reason'])}</li>" for r in invalid[:50])
+    repeated = f"<p>{count(len(invalid), 'run')} invalid and repeated:</p><ul>{items}</ul>" if invalid else ""
+    clean = "" if invalid else " Every run was valid."
+    curve = _svg({"mine": list(enumerate(speeds))}, "matmul speed before each run, GFLOP/s", ",.0f")
+    return f"<p>Over {count(len(recorded), 'run')}: {html.escape('; '.join(parts))}.{clean}</p>{repeated}{curve}"
 
 
 def sample_stories(folder: Path, log: Callable[[str], None]) -> str | None:
-    """HTML: the same prompts continued by baseline and best; None, and why in the log, where that cannot be."""
+    """HTML with the same prompts continued by baseline and best; None when that fails, with the reason in the log."""
     sandbox = available()
-    if sandbox == "none":  # the models that write them are an agent's code
+    if sandbox == "none":  # an agent wrote the code of these models
         return None
     try:
         with lock(folder / "lock"):  # a running night must not be slowed down
@@ -347,8 +346,8 @@ def _samples(folder: Path, sandbox: str) -> str | None:
         run_dir = folder / "runs" / name
         if not name or not (run_dir / "checkpoint.safetensors").is_file():
             return None
-        told = "".join(f"<p>{html.escape(text)}</p>" for text in _stories(run_dir, sandbox))
-        columns.append(f"<div><strong>{title}</strong>, {e.values[0]:.4f}{told}</div>")
+        texts = "".join(f"<p>{html.escape(text)}</p>" for text in _stories(run_dir, sandbox))
+        columns.append(f"<div><strong>{title}</strong>, {e.values[0]:.4f}{texts}</div>")
         if best is report.state.baseline:
             break
     return f'<div class="stories">{"".join(columns)}</div>'
@@ -364,8 +363,3 @@ def _stories(run_dir: Path, sandbox: str) -> list[str]:
             return ["".join(run.write(prompt=p, **options)) for p in PROMPTS]
     except UserError as reason:
         return [f"(no story: {reason})"]
-
-
-def _count(number: int, noun: str) -> str:
-    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
-    return f"{number:,} {noun if number == 1 else plural}"
