@@ -73,7 +73,7 @@ def test_a_model_that_moves_elsewhere_in_the_night_is_not_asked_again(serve):
         asked = len(server.chats())
         server.models["mine:latest"] = CODER | {"shown": CLOUD}
         for number in (2, 3):
-            with pytest.raises(NoProposal, match=r"mine:latest now runs at ollama.com: train.py does not leave"):
+            with pytest.raises(NoProposal, match=r"mine:latest now runs at ollama.com; train.py is not sent there"):
                 agent.propose(briefing(number))
         assert len(server.chats()) == asked
         server.models["mine:latest"] = CODER
