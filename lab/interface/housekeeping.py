@@ -1,4 +1,4 @@
-"""What cache and runs hold, how large it is, and its removal. What a night or the next training needs is never removed.
+"""List and remove prepared data and checkpoints. What a night or the next training needs is never removed.
 
 Of a run only the checkpoint and scratch files go: its source, settings, steps and result stay. Kept whole are the
 NEWEST in runs/ and the best of each task, and in a night what was kept and what is not settled.
@@ -69,7 +69,7 @@ def remove(names: tuple[str, ...], everything: bool) -> str:
     for entry in chosen:
         files.remove(entry.path, entry.path.parent)
     rest = [entry.name for entry in whole if not entry.kept and entry not in chosen]
-    hint = f"; NAMES='{' '.join(rest)}' removes what other checkouts may have nights of" if rest else ""
+    hint = f"; NAMES='{' '.join(rest)}' removes data that nights of other checkouts may need" if rest else ""
     return _told(chosen) + hint
 
 

@@ -50,12 +50,12 @@ def best_run(tag: str) -> Path:
         raise UserError(f"there is no night {tag}; there are: {there}")
     best = Journal(folder).state.incumbent
     if not best:
-        raise UserError(f"night {tag} has kept nothing yet; `make agent TAG={tag}` goes on with it")
+        raise UserError(f"night {tag} has kept nothing yet; `make agent TAG={tag}` resumes it")
     valid = [r["run"] for r in read(folder / "journal.jsonl") if r["event"] == "run" and r["status"] == "ok"]
     runs = [folder / "runs" / name for name in valid if name.startswith(f"e{best.id:04d}-")]
     found = [run for run in runs if (run / "checkpoint.safetensors").is_file()]
     if not found:
-        raise UserError(f"the checkpoint of experiment {best.id} is gone; `agent_loop.py replay {best.id}` trains it")
+        raise UserError(f"the checkpoint of experiment {best.id} is missing; run: agent_loop.py replay {best.id}")
     return found[0]
 
 
