@@ -38,7 +38,7 @@ def test_invalid_minutes_are_refused_and_not_stored(checkout, command):
 
 def test_a_budget_shorter_than_a_step_is_one_line(checkout):
     line = refusal(checkout.python("train.py", "--minutes", "1e-12", check=False))
-    assert line == "error: 1e-12 minutes end before the first step; take more"
+    assert line == "error: 1e-12 minutes end before the first step; increase --minutes"
 
 
 def test_steps_count_however_short_the_minutes_are():

@@ -89,8 +89,8 @@ class View:
         state = self.night.journal.state
         if not (best := state.incumbent):
             return "none yet: the baseline is being measured"
-        told = f"{best.val_bpb:.6f} ± {best.error:.4f} (experiment {best.id}, {runs(best)})"
-        return f"{told}, baseline {state.baseline.val_bpb:.6f}" if best is not state.baseline else told
+        text = f"{best.val_bpb:.6f} ± {best.error:.4f} (experiment {best.id}, {runs(best)})"
+        return f"{text}, baseline {state.baseline.val_bpb:.6f}" if best is not state.baseline else text
 
     def now(self) -> Text:
         """The phase and its duration; for training, the progress."""

@@ -1,9 +1,9 @@
 """The time budget, outside the experiment.
 
-`for step in clock` goes on until the budget is spent. The first WARMUP_STEPS steps, in which kernels are compiled and
-caches filled, are not billed, but never more than WARMUP_SECONDS of them. The clock does not run while the machine
-sleeps; how long it slept is recorded, so that such a run can be repeated. Where several processes train as one, the
-time is rank 0's: it is told to all before every step, so that they take the same rates and end together.
+`for step in clock` runs until the budget is spent. The first WARMUP_STEPS steps, in which kernels are compiled and
+caches filled, are not billed, up to WARMUP_SECONDS in total. The clock stops while the machine sleeps; the time slept
+is recorded, so that such a run can be repeated. In data-parallel training rank 0's time counts: it is sent to all ranks
+before every step, so that they use the same rates and end together.
 """
 
 import time
@@ -13,14 +13,14 @@ from lab.errors import UserError
 from lab.machine.hardware import seconds_with_sleep
 
 WARMUP_STEPS = 2  # the first step compiles; with one step in flight the second still waits for it
-WARMUP_SECONDS = 45.0  # of compiling that are not billed
+WARMUP_SECONDS = 45.0  # unbilled at most
 
 
 class Clock:
-    """`minutes` of training, or exactly `steps` steps when that is given (then the minutes are no bound)."""
+    """`minutes` of training, or exactly `steps` steps when given (`minutes` is then ignored)."""
 
     def __init__(self, minutes: float, steps: int | None = None, agree: Callable[[float], float] | None = None):
-        """`agree` maps this process's seconds to those of all."""
+        """`agree` maps this process's seconds to those that all ranks use."""
         self.agree, self._agreed = agree, 0.0
         self.budget = minutes * 60  # seconds
         self.steps = steps
@@ -38,7 +38,7 @@ class Clock:
             if self.step <= WARMUP_STEPS:
                 self.billed_from = min(time.perf_counter(), self.begun + WARMUP_SECONDS)
         if not self.step:
-            raise UserError(f"{self.budget / 60:g} minutes end before the first step; take more")
+            raise UserError(f"{self.budget / 60:g} minutes end before the first step; increase --minutes")
 
     @property
     def elapsed(self) -> float:
@@ -47,21 +47,21 @@ class Clock:
 
     @property
     def progress(self) -> float:
-        """0 at the start, 1 when the budget is spent: what schedules depend on."""
+        """Share of the budget that is spent, 0 to 1: what schedules depend on."""
         if self.steps is not None:
             return min(1.0, self.step / self.steps)
         return min(1.0, (self._agreed if self.agree else self.elapsed) / self.budget)
 
     @property
     def remaining(self) -> float:
-        """Billed seconds to the end of the budget; of a budget in steps, at the pace so far."""
+        """Billed seconds left; for a budget in steps, estimated from the speed so far."""
         if self.steps is not None:
             return self.elapsed / self.step * (self.steps - self.step) if self.step else 0.0
         return max(0.0, self.budget - self.elapsed)
 
     @property
     def slept(self) -> float:
-        """Seconds that the machine was asleep since the clock started."""
+        """Seconds that the machine has slept since the clock started."""
         return max(0.0, self._sleep_gap() - self._asleep_at_start)
 
     def _spent(self) -> bool:

@@ -1,12 +1,12 @@
-"""The three operations of a GPT whose plain form wastes the machine, each with its own gradient.
+"""Three operations of a GPT that are slow in plain MLX, each with its own gradient.
 
-On Metal they are MLX's fused kernels. MLX's CPU backend has none, and its exp and tanh take 15 to 25 ns an element
-where numpy's vectorised ones take 2 to 3: there the same mathematics runs in numpy, block by block so that a block
-stays in the cache, one share of the rows to each core. Numpy needs values, so on the CPU these do not go into
-`mx.compile`. Gradients agree with MLX's own to float32 rounding (tests/test_kernels.py).
+On Metal they use MLX's fused kernels. MLX's CPU backend has none, and its exp and tanh take 15 to 25 ns per element
+where numpy's vectorised ones take 2 to 3. So on the CPU the same mathematics runs in numpy, in blocks that fit the
+cache, with the rows split over the cores. Numpy needs evaluated arrays, so on the CPU these cannot be used inside
+`mx.compile`. Gradients agree with MLX's own to float32 rounding (tests/training/test_kernels.py).
 
-Sources: attention by blocks with recomputed weights, FlashAttention (2205.14135); cross-entropy whose gradient is
-made with the loss, chunk by chunk, Liger kernels (2410.10989).
+Sources: blockwise attention with recomputed weights, FlashAttention (2205.14135); cross-entropy that computes its
+gradient along with the loss, chunk by chunk, Liger kernels (2410.10989).
 """
 
 import os
@@ -18,10 +18,10 @@ import numpy as np
 
 from lab.machine.backend import mx, nn
 
-BLOCK = 128  # queries of one block of attention
-CHUNK = 256  # tokens of one chunk of cross-entropy on the CPU
-SAFE_CAP = 50.0  # logits up to which exp and any sum of them is finite in float32
-CHUNK_LOGITS = 2**27  # logits of one chunk on Metal: 512 MB in float32
+BLOCK = 128  # queries per block of attention
+CHUNK = 256  # tokens per chunk of cross-entropy on the CPU
+SAFE_CAP = 50.0  # logits up to this have a finite exp, and finite sums of it, in float32
+CHUNK_LOGITS = 2**27  # logits per chunk on Metal: 512 MB in float32
 METAL = mx.metal.is_available()
 
 
@@ -33,7 +33,7 @@ def _threads() -> int:
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    """One thread for each core. Each calls numpy's BLAS, which therefore keeps to the calling core."""
+    """One thread per core. All call numpy's BLAS, which is therefore limited to the calling thread."""
     from threadpoolctl import ThreadpoolController
 
     for library in ThreadpoolController().lib_controllers:
@@ -43,7 +43,7 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def _each(function: Callable, items: Iterable) -> list:
-    """function(item) of every item, on all cores."""
+    """function(item) for every item, on all cores."""
     return list(_pool().map(function, items))
 
 
@@ -54,7 +54,7 @@ def _each(function: Callable, items: Iterable) -> list:
 def attention(q: mx.array, k: mx.array, v: mx.array, *, scale: float, window: int | None = None) -> mx.array:
     """Causal softmax(scale q k^T) v: q (B, H, T, D), k and v (B, H or a divisor of it, T, D), result like q.
 
-    A position sees itself and the `window` - 1 before it; all before it without a window."""
+    A position attends to itself and the `window` - 1 positions before it; without a window, to all before it."""
     T = q.shape[2]
     window = min(window or T, T)
     if METAL:
@@ -67,14 +67,14 @@ def attention(q: mx.array, k: mx.array, v: mx.array, *, scale: float, window: in
 
 
 def window_mask(length: int, window: int) -> mx.array:
-    """(T, T) bool: each position sees itself and the window - 1 positions before it."""
+    """(T, T) bool: each position attends to itself and the `window` - 1 positions before it."""
     distance = mx.arange(length)[:, None] - mx.arange(length)[None, :]
     return (distance >= 0) & (distance < window)
 
 
 @cache
 def _attention(scale: float, window: int) -> Callable:
-    """(B, H, T, D) float32 q, k, v to the output and its (B, H, T, 1) log of the softmax's sum, in numpy."""
+    """(B, H, T, D) float32 q, k, v to the output and the (B, H, T, 1) log of the softmax's denominator, in numpy."""
 
     @mx.custom_function
     def function(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
@@ -101,7 +101,7 @@ def _attention(scale: float, window: int) -> Callable:
 
 @cache
 def _blocks(T: int, window: int) -> list[tuple[slice, slice, np.ndarray]]:
-    """Slices of queries, slices of the keys they see, and what is added to their (queries, keys) scores: 0 or -inf."""
+    """Slices of queries, slices of the keys they attend to, and the (queries, keys) mask to add: 0 or -inf."""
     blocks = []
     for start in range(0, T, BLOCK):
         queries, keys = slice(start, min(start + BLOCK, T)), slice(max(0, start - window + 1), min(start + BLOCK, T))
@@ -112,7 +112,7 @@ def _blocks(T: int, window: int) -> list[tuple[slice, slice, np.ndarray]]:
 
 
 def _attention_row(q, k, v, y, log_sum, scale, window) -> None:
-    """(H, T, D) of one row; y (H, T, D) and log_sum (H, T, 1) are written."""
+    """q, k, v (H, T, D) of one row; writes y (H, T, D) and log_sum (H, T, 1)."""
     q = q * np.float32(scale)
     for queries, keys, mask in _blocks(q.shape[1], window):
         scores = q[:, queries] @ k[:, keys].swapaxes(-1, -2)
@@ -127,7 +127,7 @@ def _attention_row(q, k, v, y, log_sum, scale, window) -> None:
 
 
 def _attention_row_gradients(q, k, v, y, log_sum, dy, dq, dk, dv, scale, window) -> None:
-    """The weights of each block are computed again; dq, dk, dv (H, T, D) are added to."""
+    """Recomputes the weights of each block; adds to dq, dk, dv (H, T, D)."""
     q = q * np.float32(scale)
     for queries, keys, mask in _blocks(q.shape[1], window):
         weights = q[:, queries] @ k[:, keys].swapaxes(-1, -2)
@@ -172,7 +172,7 @@ def _tanh_gradient(primals, cotangent: mx.array, y: mx.array) -> mx.array:
 def linear_cross_entropy(x: mx.array, head: mx.array, targets: mx.array, cap: float) -> mx.array:
     """Mean cross-entropy in nats of softcap(x head^T, cap): x (..., C), head (V, C), targets (...) of token ids.
 
-    The logits of all tokens never exist at once: a chunk's gradient is made with its loss."""
+    The logits of all tokens are never in memory at once: each chunk's gradient is computed with its loss."""
     x, targets = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
     if not METAL:
         loss, *_ = _cross_entropy_cpu(cap)(x.astype(mx.float32), head, targets)
@@ -184,7 +184,7 @@ def linear_cross_entropy(x: mx.array, head: mx.array, targets: mx.array, cap: fl
 
 
 def _with_gradients(function: Callable) -> Callable:
-    """`function` returns a loss and its gradients by x and head; they become its gradient."""
+    """Make the gradients by x and head that `function` returns with its loss the gradient of that loss."""
     function = mx.custom_function(function)
 
     @function.vjp
@@ -203,11 +203,11 @@ def _cross_entropy_chunked(cap: float, chunk: int) -> Callable:
     def function(x: mx.array, head: mx.array, targets: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         weight, loss, dx, dhead = head.astype(x.dtype), 0.0, [], mx.zeros(head.shape)
         for start in range(0, len(x), chunk):
-            part, wanted = x[start : start + chunk], targets[start : start + chunk, None]
+            part, target = x[start : start + chunk], targets[start : start + chunk, None]
             logits = softcap(part @ weight.T, cap)
             log_sum = mx.logsumexp(logits, axis=-1, keepdims=True)
-            loss = loss + mx.sum(log_sum - mx.take_along_axis(logits, wanted, axis=-1))
-            slope = mx.exp(logits - log_sum) - (mx.arange(len(head)) == wanted)
+            loss = loss + mx.sum(log_sum - mx.take_along_axis(logits, target, axis=-1))
+            slope = mx.exp(logits - log_sum) - (mx.arange(len(head)) == target)
             if cap:
                 slope = slope * (1 - mx.square(logits / cap))
             slope = (slope / len(x)).astype(x.dtype)
@@ -220,8 +220,8 @@ def _cross_entropy_chunked(cap: float, chunk: int) -> Callable:
 
 @cache
 def _cross_entropy_cpu(cap: float) -> Callable:
-    """x (N, C), head (V, C), targets (N,) to the mean loss and its gradients, in numpy. Every thread always takes the
-    same chunks, so that sums are the same in every run."""
+    """x (N, C), head (V, C), targets (N,) to the mean loss and its gradients, in numpy. The chunks of a thread are
+    fixed, so that sums are the same in every run."""
 
     @_with_gradients
     def function(x: mx.array, head: mx.array, targets: mx.array) -> tuple[mx.array, mx.array, mx.array]:
@@ -243,23 +243,23 @@ def _cross_entropy_cpu(cap: float) -> Callable:
 
 
 def _cross_entropy_chunk(x, head, targets, cap, weight, dx, dhead) -> float:
-    """Sum of the losses of x (n, C), each times `weight`; dx (n, C) is written, dhead (V, C) added to."""
+    """Sum of the losses of x (n, C), each times `weight`; writes dx (n, C), adds to dhead (V, C)."""
     logits, each = (x / (cap or 1)) @ head.T, np.arange(len(x))
     if cap:
         np.tanh(logits, out=logits)
-        bent = np.square(logits)
-        np.subtract(1, bent, out=bent)
+        cap_slope = np.square(logits)
+        np.subtract(1, cap_slope, out=cap_slope)
         logits *= cap
     if not 0 < cap <= SAFE_CAP:
         logits -= logits.max(-1, keepdims=True)
-    found = logits[each, targets]
+    target_logits = logits[each, targets]
     slope = np.exp(logits, out=logits)
     total = slope.sum(-1, keepdims=True)
     slope[each, targets] -= total[:, 0]
     if cap:
-        slope *= bent
+        slope *= cap_slope
     share = weight / total
     np.matmul(slope, head, out=dx)
     dx *= share
     dhead += slope.T @ (x * share)
-    return weight * float(np.log(total).sum() - found.sum())
+    return weight * float(np.log(total).sum() - target_logits.sum())

@@ -1,8 +1,8 @@
-"""Several processes that train as one: on the cores of this machine, or on several Macs through `mlx.launch`.
+"""Data-parallel training: several processes on this machine, or several Macs through `mlx.launch`.
 
 Every rank holds the whole model and takes its share of each step's rows; gradients are averaged over the ring, so all
-ranks stay equal. Rank 0 keeps the time, writes the records and is scored; the others only compute. One process is
-rank 0 of a group of one, and nothing is sent.
+ranks stay equal. Rank 0 keeps the time, writes the records and is scored; the others only compute. A single process is
+rank 0 of a group of one, and sends nothing.
 """
 
 import json
@@ -23,10 +23,10 @@ from lab.trial.child import die_with_parent, interrupts_left_to_child
 
 POLL_SECONDS = 0.05
 GRACE_SECONDS = 0.5
-PIECE = 2**17  # numbers in one message: 512 KB; on loopback one of 1 MB takes 7 to 12 ms, two of these under 1
-LAST_SECONDS = 60.0  # for the other ranks to end after rank 0 has
-LOST_PEER = 75  # exit status of a rank that ended because another one had
-PARENT = "AUTORESEARCH_PARENT"  # process that watches over the ranks of this machine
+PIECE = 2**17  # numbers per message: 512 KB; on loopback one of 1 MB takes 7 to 12 ms, two of 512 KB under 1 ms
+LAST_SECONDS = 60.0  # that the other ranks may take to end after rank 0
+LOST_PEER = 75  # exit status of a rank that ended because another one had ended
+PARENT = "AUTORESEARCH_PARENT"  # id of the process that launched the ranks of this machine
 
 
 def launched() -> bool:
@@ -40,7 +40,7 @@ def rank() -> int:
 
 @cache
 def size() -> int:
-    """Processes of the group. The first call joins it."""
+    """Number of ranks. The first call joins the group."""
     from lab.machine.backend import mx
 
     if parent := os.environ.get(PARENT):
@@ -49,12 +49,12 @@ def size() -> int:
 
 
 def lost_peer(error: RuntimeError) -> bool:
-    """Whether this is MLX's error of a rank whose neighbour in the ring is gone."""
+    """Whether this is MLX's error for a neighbour in the ring that has ended."""
     return launched() and str(error).startswith("[ring]")
 
 
 def average(loss: Any, gradients: Any) -> tuple[Any, Any]:
-    """Mean over the ranks of a scalar and of a tree of arrays."""
+    """Mean over the ranks, of a scalar and of a tree of arrays."""
     from lab.machine.backend import tree_flatten, tree_unflatten
 
     if size() == 1:
@@ -66,8 +66,8 @@ def average(loss: Any, gradients: Any) -> tuple[Any, Any]:
 
 
 def in_shares(function: Callable[[Any], Any], stacks: list[Any]) -> list[Any]:
-    """function(stack) of each stack, for a function that treats each of its (N, R, C) matrices alone: every rank does
-    its share of every stack, all get the whole."""
+    """function(stack) of each (N, R, C) stack, for a function that treats each matrix separately: every rank computes
+    its share of every stack and gets the whole result."""
     from lab.machine.backend import mx
 
     if size() == 1:
@@ -84,8 +84,8 @@ def in_shares(function: Callable[[Any], Any], stacks: list[Any]) -> list[Any]:
 def _all_sum(arrays: Sequence[Any]) -> list[Any]:
     """Each of these arrays, summed over the ranks in float32: sent as one vector, in pieces.
 
-    A step's calls have to follow from each other. MLX orders what is independent by the shape of the graph, which
-    differs between ranks, and unlike pieces would be summed."""
+    The calls of a step must depend on each other. MLX orders independent operations by the shape of the graph, which
+    differs between ranks, so that pieces that do not belong together would be summed."""
     from lab.machine.backend import mx
 
     vector = mx.concatenate([array.astype(mx.float32).reshape(-1) for array in arrays])
@@ -95,8 +95,8 @@ def _all_sum(arrays: Sequence[Any]) -> list[Any]:
     return [part.reshape(array.shape).astype(array.dtype) for part, array in zip(parts, arrays, strict=True)]
 
 
-def rank_0s(value: float) -> float:
-    """The value that rank 0 gave; every rank has to call."""
+def from_rank_0(value: float) -> float:
+    """The value that rank 0 passed. Every rank has to call this."""
     from lab.machine.backend import mx
 
     if size() == 1:
@@ -105,9 +105,9 @@ def rank_0s(value: float) -> float:
 
 
 def launch(processes: int) -> int:
-    """Run this very command as `processes` ranks on this machine, each on its own cores. The exit status.
+    """Run this command line as `processes` ranks on this machine, each on its own cores. Returns the exit status.
 
-    A rank that fails ends the others, and is named."""
+    A rank that fails ends the others and is named in the error."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     share = len(cores) // processes
     ranks: list[subprocess.Popen] = []
@@ -130,11 +130,11 @@ def launch(processes: int) -> int:
 
 
 def _watch(ranks: list[subprocess.Popen]) -> int:
-    """Wait for all; 0 or a failure's status."""
+    """Wait for all ranks to end. Returns 0, or the exit status of a failure."""
     deadline = None
     while any(process.poll() is None for process in ranks):
         if any(process.returncode for process in ranks):
-            time.sleep(GRACE_SECONDS)  # who lost its peer ends too, sometimes before the one that was lost is seen
+            time.sleep(GRACE_SECONDS)  # a rank that lost a neighbour may end before the rank that caused it
             break
         if ranks[0].returncode == 0:
             deadline = deadline or time.monotonic() + LAST_SECONDS
@@ -146,15 +146,17 @@ def _watch(ranks: list[subprocess.Popen]) -> int:
     failed = {number: status for number, status in failed.items() if status != LOST_PEER} or failed
     killed = {number: status for number, status in failed.items() if status is not None and status < 0}
     for number, status in (killed or failed).items():
-        if status != INTERRUPTED and (number or killed):  # rank 0 has said itself why it failed
-            print(f"error: process {number} of {len(ranks)}: {_told(status)}; the run is over", file=sys.stderr)
+        if status != INTERRUPTED and (number or killed):  # rank 0 prints its own error
+            print(f"error: process {number} of {len(ranks)} {_failure(status)}", file=sys.stderr)
     return max((128 - status if status and status < 0 else status or 1 for status in failed.values()), default=0)
 
 
-def _told(status: int | None) -> str:
+def _failure(status: int | None) -> str:
     if status is None:
-        return "hangs"
-    return signal.Signals(-status).name if status < 0 else f"exit status {status}"
+        return "did not end; run again"
+    if status < 0:
+        return f"was killed by {signal.Signals(-status).name}; free memory if it ran out, then run again"
+    return f"failed with exit status {status}; its error is above"
 
 
 def _free_ports(count: int) -> list[int]:

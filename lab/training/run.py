@@ -1,9 +1,9 @@
-"""One training run: its directory, its seed, its clock and its records, all outside the experiment.
+"""One training run: its directory, seed, clock and records, all outside the experiment.
 
-`execute(experiment)` is what `python train.py` calls: it reads the flags, opens the prepared data, creates the run
-directory with the settings and the source, calls `experiment(run)`, which trains and returns the model, then writes
-the checkpoint and the training's record, and only then has the scorer look at it in a process of its own. Exit
-status: 0 with a val_bpb, 1 for a diverged, crashed or rejected run, 2 for a mistake in the call, 130 for Ctrl-C.
+`execute(experiment)` is what `python train.py` calls. It reads the flags, opens the prepared data, creates the run
+directory with settings and source, calls `experiment(run)`, which trains and returns the model, writes the checkpoint
+and the training record, and then scores the checkpoint in a separate process. Exit status: 0 with a val_bpb, 1 for a
+diverged, crashed or rejected run, 2 for a wrong command line, 130 for Ctrl-C.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ from lab.training import parallel
 from lab.training.clock import Clock
 
 DEFAULT_PRESET = "tinystories"
-SMOOTHING = 0.9  # of the loss that is shown
+SMOOTHING = 0.9  # of the displayed loss
 
 
 def current_path() -> Path:
@@ -51,13 +51,13 @@ def current_path() -> Path:
 
 
 def recorded() -> dict[str, Any] | None:
-    """Settings of this process: $AUTORESEARCH_SETTINGS when set, else what was prepared last; None when nothing is."""
+    """Settings of this process: $AUTORESEARCH_SETTINGS if set, else what was prepared last, None without either."""
     path = Path(os.environ.get("AUTORESEARCH_SETTINGS") or current_path())
-    return read_record(path, "`make prepare` writes it anew") if path.is_file() else None
+    return read_record(path, "`make prepare` writes a new one") if path.is_file() else None
 
 
 def read_record(path: Path, remedy: str) -> dict[str, Any]:
-    """Settings as `make prepare` or a night wrote them. Raises UserError for a file that is not whole."""
+    """Settings as written by `make prepare` or a night. Raises UserError for a damaged file."""
     try:
         record = json.loads(path.read_bytes())
         minutes = record.get("minutes")
@@ -70,15 +70,15 @@ def read_record(path: Path, remedy: str) -> dict[str, Any]:
 
 @cache
 def settings() -> SimpleNamespace:
-    """SETTINGS of train.py: the preset as adapted to this machine when it was prepared."""
+    """SETTINGS of train.py: the preset, adapted to this machine when it was prepared."""
     record = recorded()
     return SimpleNamespace(**(from_dict(record["preset"]) if record else load(DEFAULT_PRESET)).settings())
 
 
 class Run:
-    """What an experiment is given: `vocab_size`, `seed`, `clock`, `batches`; `begin` and `record` are its duties.
+    """What an experiment gets: `vocab_size`, `seed`, `clock`, `batches`. It must call `begin` and `record`.
 
-    One of `processes` that train as one; only rank 0 prints and writes."""
+    Each of `processes` ranks has one; only rank 0, which `leads`, prints and writes."""
 
     def __init__(self, directory: Path, record: dict[str, Any], source: Path, started: float, verbosity: int = NORMAL):
         self.directory, self.record_settings, self.started = directory, record, started
@@ -88,7 +88,7 @@ class Run:
         self.prepared = open_prepared(Path(record["prepared"]), parts=("train", "tokenizer"))
         self.vocab_size = self.prepared.tokenizer.vocab_size
         self.processes, self.leads = parallel.size(), parallel.rank() == 0
-        self.clock = Clock(record["minutes"], record["steps"], parallel.rank_0s if self.processes > 1 else None)
+        self.clock = Clock(record["minutes"], record["steps"], parallel.from_rank_0 if self.processes > 1 else None)
         if self.processes > 1:
             self._agree(source)
         self.display = Training(verbosity)
@@ -104,42 +104,42 @@ class Run:
             (directory / stale).unlink(missing_ok=True)  # of an earlier run in this folder
 
     def _agree(self, source: Path) -> None:
-        """Raise UserError unless every process has the same preset, text and source."""
-        told = (
+        """Raise UserError unless every rank has the same preset, text and source."""
+        same = (
             json.dumps(to_dict(self.preset))
             + source.read_text(encoding="utf-8")
             + self.prepared.manifest["val_text_sha256"]
         )
-        digest = int(hashlib.sha256(told.encode()).hexdigest()[:6], 16)  # fits a float32
-        if parallel.rank_0s(float(digest)) != digest:
+        digest = int(hashlib.sha256(same.encode()).hexdigest()[:6], 16)  # fits a float32
+        if parallel.from_rank_0(float(digest)) != digest:
             raise UserError(
-                "this process has other settings, text or train.py than rank 0; copy its cache and its checkout here"
+                "settings, prepared text or train.py differ from those of rank 0; copy its checkout and its cache here"
             )
 
     def batches(self, rows: int, tokens_per_step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Endless (inputs, targets), each (rows, sequence_length) int32; the same seed gives the same batches.
 
-        Of several processes each gets every n-th. Raises UserError for more rows than fit the memory, and where the
-        tokens of a step are no whole number of such batches from every process."""
+        Each of n ranks gets every n-th batch. Raises UserError for more rows than fit in memory, and if
+        `tokens_per_step` is not a multiple of the tokens in one batch of every rank."""
         tokenizer = self.prepared.tokenizer
         length = self.preset.task.sequence_length
-        if (found := self.record_settings.get("fit")) and rows > (most := most_rows(found)):
+        if (fit := self.record_settings.get("fit")) and rows > (most := most_rows(fit)):
             raise UserError(
-                f"{rows} rows a pass may take more than the {found['memory_bound_mb']:,.0f} MB that training may have "
-                f"on this machine; take at most {most}, or measure anew with `make fit`"
+                f"{rows} rows per pass may need more than the {fit['memory_bound_mb']:,.0f} MB available for training; "
+                f"use at most {most}, or measure this machine again with `make fit`"
             )
-        if tokens_per_step % (together := rows * length * self.processes):
+        if tokens_per_step % (per_pass := rows * length * self.processes):
             raise UserError(
-                f"{tokens_per_step} tokens a step cannot be shared out: {rows} rows of {length} tokens in each of "
-                f"{self.processes} process{'es' * (self.processes > 1)} are {together}; take fewer rows"
+                f"{tokens_per_step} tokens per step are not a multiple of the {per_pass} per pass ({rows} rows of "
+                f"{length} tokens in {self.processes} process{'es' * (self.processes > 1)}); use fewer rows"
             )
         self.data = Batches(self.prepared.train, tokenizer.bos, length, rows, self.seed)
         return islice(self.data, parallel.rank(), None, self.processes)
 
     def begin(self, model: Any, *, flops_per_token: float, **facts: Any) -> None:
-        """Print what is about to be trained and try one batch of the scoring, before the clock starts.
+        """Print what will be trained and run the model on one batch of the scorer's size, before the clock starts.
 
-        `facts` are kept in the run's record. Raises whatever the model's call raises."""
+        `facts` are kept in the run's record. Raises whatever the model raises."""
         from lab.machine.backend import mx, tree_flatten
         from lab.scoring.score import batch_rows
 
@@ -147,7 +147,10 @@ class Run:
         rows = batch_rows(length, self.vocab_size)
         logits = model(mx.zeros((rows, length), mx.int32))
         if logits.shape != (rows, length, self.vocab_size):
-            raise UserError(f"build_model's logits have the shape {logits.shape}, not (B, T, vocab_size)")
+            raise UserError(
+                f"the logits of build_model's model have shape {logits.shape}; expected (B, T, vocab_size) = "
+                f"{(rows, length, self.vocab_size)}"
+            )
         mx.eval(logits)
         peak = hardware.matmul_peak(dtype) * self.processes
         if not self.leads:
@@ -175,7 +178,7 @@ class Run:
         )
 
     def record(self, step: int, loss: float, tokens: int, **extras: float) -> None:
-        """Log a step: `loss` in nats per token, `tokens` it trained on. Raises UserError on NaN or explosion."""
+        """Log a step: `loss` in nats per token, `tokens` it trained on. Raises UserError if the loss diverged."""
         self.tokens += tokens
         if not self.leads:
             return
@@ -185,30 +188,30 @@ class Run:
         entry |= {"tokens_per_second": round(rate, 1)} | extras
         with open(self.directory / "steps.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
-        if not loss < 2 * math.log(self.vocab_size) + 1:  # guessing costs log(V); also true for NaN
+        if not loss < 2 * math.log(self.vocab_size) + 1:  # log(V) is the loss of guessing; `not` catches NaN
             raise UserError(f"the run diverged: the loss is {loss:.3g} at step {step}; lower the learning rates")
         self.smooth = SMOOTHING * self.smooth + (1 - SMOOTHING) * loss
         shown = self.smooth / (1 - SMOOTHING ** (step + 1))
         figures = (rate, self._mfu(rate), hardware.peak_memory_mb(), self.data.epoch, self.clock.remaining)
         self.display.show(Reading(step, self.clock.progress, shown, *figures))
 
-    def beside_the_fit(self, result: dict[str, Any]) -> list[str]:
-        """What fitting predicted for this run, which is for the whole budget on TinyStories, and whether the run was
-        much faster than fitting was with as many processes."""
-        fit, told = self.record_settings.get("fit"), []
+    def compared_with_fit(self, result: dict[str, Any]) -> list[str]:
+        """Lines that compare the run with its fit: the prediction, which is for the whole budget on TinyStories, and
+        whether the run was much faster than the fit was with as many processes."""
+        fit, lines = self.record_settings.get("fit"), []
         if not fit:
-            return told
+            return lines
         whole = not self.clock.steps and self.clock.budget == self.preset.task.minutes * 60
         if self.preset.name == RULE_HOLDS_FOR and whole:
             predicted, measured = fit["predicted_bpb"], result["val_bpb"]
-            told += [f"predicted {predicted:.3f} by the scaling rule of TinyStories, measured {measured:.3f}"]
+            lines += [f"predicted {predicted:.3f} by the scaling rule of TinyStories, measured {measured:.3f}"]
         times = result["tokens_per_second"] / fit["tokens_per_second"]
         if self.processes == fit["batch"]["processes"] and times > OUTGROWN:
-            told += [f"trained {times:.1f} times as fast as when this machine was fitted; `make fit` measures again"]
-        return told
+            lines += [f"trained {times:.1f} times as fast as when this machine was fitted; `make fit` measures again"]
+        return lines
 
     def finish(self, model: Any, training_seconds: float) -> None:
-        """Write the checkpoint, then the training's record."""
+        """Write the checkpoint, then the training record."""
         from lab.machine.backend import mx, tree_flatten
 
         if not self.leads:
@@ -217,7 +220,7 @@ class Run:
         try:
             mx.save_safetensors(str(temporary), dict(tree_flatten(model.parameters())))
         except RuntimeError as error:
-            temporary.unlink(missing_ok=True)  # a part of it
+            temporary.unlink(missing_ok=True)  # incomplete
             if not str(error).startswith("[write]"):
                 raise
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(temporary)) from None
@@ -244,27 +247,29 @@ class Run:
 
 
 def execute(experiment: Callable[[Run], Any], source: str) -> None:
-    """Run `experiment` as a command; `source` is its file. See the module for what it does and its exit status."""
+    """Run `experiment` as a command; `source` is its file. Steps and exit status: see the module's docstring."""
     started = time.perf_counter()
 
     @click.command(
-        help="Train for the preset's five minutes on what was prepared last, then score. Edit the file, not flags.",
+        help="Train for the preset's five minutes on what was prepared last, then score. To experiment, edit the file.",
         epilog=examples("train.py", "train.py --minutes 0.2", "train.py --steps 10 --seed 1 --run-dir runs/smoke"),
     )
     @click.option(
         "--minutes",
         type=MINUTES,
-        help="Of training, instead of the preset's. Another task: not comparable.",
+        help="Minutes of training instead of the preset's. Results do not compare with those of another budget.",
     )
     @click.option(
-        "--steps", type=click.IntRange(min=1), help="Exactly this many steps instead. Another task: not comparable."
+        "--steps",
+        type=click.IntRange(min=1),
+        help="Train for exactly this many steps. Results do not compare with those of another budget.",
     )
-    @click.option("--seed", type=click.IntRange(min=0), help="Of parameters and batches.  [default: 0]")
+    @click.option("--seed", type=click.IntRange(min=0), help="Seed of parameters and batches.  [default: 0]")
     @click.option(
         "--run-dir", type=click.Path(path_type=Path), help="Folder of the run.  [default: a new one in runs/]"
     )
-    @click.option("--score/--no-score", default=True, help="Score the checkpoint afterwards.")
-    @verbosity_options("Only the summary and errors.", "A line for every step, and what the scorer says.")
+    @click.option("--score/--no-score", default=True, help="Score the checkpoint after training.")
+    @verbosity_options("Print only the summary and errors.", "Print every step and the scorer's output.")
     def command(
         minutes: float | None, steps: int | None, seed: int | None, run_dir: Path | None, score: bool, verbosity: int
     ) -> None:
@@ -289,9 +294,9 @@ def execute(experiment: Callable[[Run], Any], source: str) -> None:
 
 
 def guarded(command: click.Command) -> None:
-    """Run a command line: a mistake of the user's or the machine's is one line, a bug keeps its traceback."""
+    """Run a command line. An error of the user or the system is printed in one line, a bug keeps its traceback."""
     for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed by the shell
-        stream.reconfigure(errors="replace")  # a C locale or an old terminal knows no "±"
+        stream.reconfigure(errors="replace")  # a C locale cannot encode "±"
     try:
         command.main(standalone_mode=False)
     except UserError as error:
@@ -307,35 +312,35 @@ def guarded(command: click.Command) -> None:
         if isinstance(error, RuntimeError) and parallel.lost_peer(error):
             sys.exit(parallel.LOST_PEER)
         if isinstance(error, OSError) and (error.filename or error.errno):
-            sys.exit(f"error: {unusable(error)}")
-        if Path(sys.argv[0]).name != "train.py":  # which is the user's, or an agent's
+            sys.exit(f"error: {system_error(error)}")
+        if Path(sys.argv[0]).name != "train.py":  # whose bugs are the user's or the agent's
             report_bug()
         raise
 
 
-def unusable(error: OSError) -> str:
-    """What the system refused, where, and what to do."""
+def system_error(error: OSError) -> str:
+    """An error of the system in one line: what failed, where, and what to do."""
     where = f" ({error.filename})" if error.filename else ""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
-        return f"{error.strerror}{where}; mend or remove that, and run again: what was whole is kept"
+        return f"{error.strerror}{where}; fix or remove it, then run again: finished work is kept"
     return (
-        f"{error.strerror}{where}; make room or permit writing there, or set AUTORESEARCH_CACHE to another "
-        "folder, and run again: what was whole is kept"
+        f"{error.strerror}{where}; free disk space, allow writing there, or set AUTORESEARCH_CACHE to another "
+        "folder, then run again: finished work is kept"
     )
 
 
 def report_bug() -> None:
-    """Say, before the traceback, where to report the bug that is being handled; write what to attach."""
+    """Write the details of the exception being handled to a file, and print where to report it."""
     path = cache_root() / "bug.txt"
-    told = f"{shlex.join(sys.argv)}\nPython {sys.version}, {platform.platform()}\n{traceback.format_exc()}"
+    details = f"{shlex.join(sys.argv)}\nPython {sys.version}, {platform.platform()}\n{traceback.format_exc()}"
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, told.encode(errors="replace"))
+        write_atomic(path, details.encode(errors="replace"))
     print(f"this is a bug; report it where you cloned this from (git remote -v) and attach {path}", file=sys.stderr)
 
 
 def new_directory(name: str) -> Path:
-    """A folder of runs/ for a run that starts now; runs/latest points at it."""
+    """A new folder in runs/ for a run that starts now; runs/latest points to it."""
     runs = ROOT / "runs"
     directory = runs / f"{datetime.now():%Y%m%d-%H%M%S}-{name}-{os.getpid()}"
     directory.mkdir(parents=True)
@@ -358,27 +363,29 @@ def _train(run: Run, experiment: Callable[[Run], Any]) -> None:
 
 
 def _score(run: Run, started: float) -> None:
-    """Score in a process of its own and print upstream's summary block, after what was predicted."""
+    """Score in a separate process; print the comparison with the fit, then upstream's summary block."""
     directory = run.directory
-    # No sandbox: the same code has just trained without one, and none was ever tried with Metal.
+    # No sandbox: the same code has just trained without one, and no sandbox has been run with Metal.
     command = [sys.executable, ROOT / "prepare.py", "score", directory, "--sandbox", "none"]
     with working("scoring", run.verbosity):
         scoring = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     if scoring.returncode:
-        raise UserError(scoring.stderr.strip().removeprefix("error: ") or f"the scorer ended with {scoring.returncode}")
+        raise UserError(
+            scoring.stderr.strip().removeprefix("error: ") or f"the scorer failed with exit status {scoring.returncode}"
+        )
     if run.verbosity == VERBOSE:
         print(scoring.stdout, end="")
     result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
     result["total_seconds"] = time.perf_counter() - started
     write_atomic(directory / "result.json", json.dumps(result, indent=1))
     if run.verbosity > QUIET:
-        for line in run.beside_the_fit(result):
+        for line in run.compared_with_fit(result):
             print(line)
     print(summary(result))
 
 
 def summary(result: dict[str, Any]) -> str:
-    """Upstream's block: the same keys, order and format."""
+    """The result in upstream's format: the same keys in the same order."""
     return f"""---
 val_bpb:          {result["val_bpb"]:.6f}
 training_seconds: {result["training_seconds"]:.1f}

@@ -8,7 +8,7 @@ from lab.training.clock import WARMUP_SECONDS, WARMUP_STEPS, Clock
 
 
 class Time:
-    """A machine whose clocks stand where the test puts them. `now` does not run while the machine sleeps."""
+    """A machine whose clocks the test sets. `now` does not advance while the machine sleeps."""
 
     def __init__(self, monkeypatch):
         self.now, self.asleep = 1000.0, 50.0  # it had slept before the run
@@ -85,24 +85,24 @@ def test_only_the_first_steps_are_warm_up(machine):
 
 
 def test_progress_starts_at_zero_and_never_falls(machine):
-    ours, seen = Clock(minutes=1), []
+    ours, shares = Clock(minutes=1), []
     for number in ours:
-        seen.append(ours.progress)
+        shares.append(ours.progress)
         machine.now += 7 if number < WARMUP_STEPS else 2.5
-    assert seen[0] == 0
-    assert seen[WARMUP_STEPS] == 0
-    assert seen[WARMUP_STEPS:] == sorted(seen[WARMUP_STEPS:])
-    assert all(0 <= share <= 1 for share in seen)
-    assert seen[-1] == pytest.approx(57.5 / 60)
+    assert shares[0] == 0
+    assert shares[WARMUP_STEPS] == 0
+    assert shares[WARMUP_STEPS:] == sorted(shares[WARMUP_STEPS:])
+    assert all(0 <= share <= 1 for share in shares)
+    assert shares[-1] == pytest.approx(57.5 / 60)
     assert ours.progress == 1
 
 
 def test_steps_end_the_run_whatever_the_minutes(machine):
-    ours, seen = Clock(minutes=0.01, steps=4), []
+    ours, shares = Clock(minutes=0.01, steps=4), []
     for _ in ours:
-        seen.append(ours.progress)
+        shares.append(ours.progress)
         machine.now += 1000
-    assert seen == [0, 0.25, 0.5, 0.75]
+    assert shares == [0, 0.25, 0.5, 0.75]
     assert (ours.step, ours.progress) == (4, 1.0)
 
 

@@ -138,8 +138,8 @@ array = mx.ones((4096, 1024))
 mx.eval(array)
 address, inside = np.asarray(array).ctypes.data, False
 for line in open("/proc/self/smaps"):
-    if found := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
-        inside = int(found[1], 16) <= address < int(found[2], 16)
+    if match := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
+        inside = int(match[1], 16) <= address < int(match[2], 16)
     if inside and line.startswith("VmFlags"):
         print(line)
 """
@@ -151,5 +151,5 @@ for line in open("/proc/self/smaps"):
 )
 def test_arrays_lie_where_the_kernel_may_use_huge_pages():
     here = Path(kernels.__file__).parents[2]
-    told = subprocess.run([sys.executable, "-c", HUGE], capture_output=True, text=True, cwd=here, check=True)
-    assert "hg" in told.stdout.split()
+    done = subprocess.run([sys.executable, "-c", HUGE], capture_output=True, text=True, cwd=here, check=True)
+    assert "hg" in done.stdout.split()
