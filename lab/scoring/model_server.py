@@ -1,8 +1,8 @@
-"""The scored model in a process of its own: tokens in, logits out.
+"""The scored model in a separate process: tokens in, logits out.
 
-The code of an experiment runs here, never in the scorer, so it cannot reach the scorer's arithmetic, and it sees no
-text but the tokens it is asked about. `python -m lab.scoring.model_server RUN_DIR` imports RUN_DIR/train.py, builds the
-model and answers requests on its standard streams, one frame each way: 8 bytes of length, then a numpy .npy payload
+The code of an experiment runs here, never in the scorer, so it cannot change the computation of the score, and it gets
+no text but the tokens of each request. `python -m lab.scoring.model_server RUN_DIR` imports RUN_DIR/train.py, builds
+the model and answers requests on its standard streams, one frame each way: 8 bytes of length, then a numpy .npy payload
 (tokens; logits) or JSON (commands; answers). What the experiment prints goes to standard error.
 """
 
@@ -35,7 +35,7 @@ def write_frame(stream: BinaryIO, payload: bytes | dict[str, Any] | np.ndarray) 
 
 
 def read_frame(stream: BinaryIO, limit: int) -> dict[str, Any] | np.ndarray:
-    """The next frame. Raises EOFError when the other side is gone, ValueError for one of more than `limit` bytes."""
+    """The next frame. Raises EOFError if the other side has ended, ValueError for one of more than `limit` bytes."""
     [size] = struct.unpack(">Q", _exactly(stream, 8))
     if size > limit:
         raise ValueError(f"a frame of {size} bytes")
@@ -45,7 +45,7 @@ def read_frame(stream: BinaryIO, limit: int) -> dict[str, Any] | np.ndarray:
         np.lib.format.read_magic(file)
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
         if fortran or dtype.hasobject:
-            raise ValueError("not a plain array")
+            raise ValueError("an array that is not in C order or holds objects")
         return np.frombuffer(payload, dtype, offset=file.tell()).reshape(shape)
     return json.loads(payload)
 
@@ -67,7 +67,7 @@ def load_experiment(source: Path) -> ModuleType:
 
 
 def load_model(run_dir: Path, vocab_size: int, checkpoint: Path | None = None) -> Any:
-    """The model of a run with its checkpoint's parameters. Raises ValueError when they are not the same set."""
+    """The model of a run with its checkpoint's parameters. Raises ValueError when the parameters differ."""
     os.environ["AUTORESEARCH_SETTINGS"] = str(run_dir / "settings.json")
     model = load_experiment(run_dir / "train.py").build_model(vocab_size)
     load_parameters(model, checkpoint or run_dir / "checkpoint.safetensors")
@@ -81,16 +81,16 @@ def load_parameters(model: Any, checkpoint: Path) -> None:
     saved = mx.load(str(checkpoint))
     shapes = {name: value.shape for name, value in tree_flatten(model.parameters())}
     if shapes != {name: value.shape for name, value in saved.items()}:
-        odd = sorted(set(shapes.items()) ^ {(n, v.shape) for n, v in saved.items()})
-        raise ValueError(f"the model's parameters are not those of its checkpoint, e.g. {odd[0][0]}")
+        different = sorted(set(shapes.items()) ^ {(n, v.shape) for n, v in saved.items()})
+        raise ValueError(f"the model's parameters do not match the checkpoint's, e.g. {different[0][0]}")
     model.load_weights(list(saved.items()), strict=True)
     for name, value in tree_flatten(model.parameters()):
         if not mx.array_equal(value, saved[name], equal_nan=True).item():
-            raise ValueError(f"the parameter {name} did not take its value from the checkpoint")
+            raise ValueError(f"the parameter {name} does not have its value from the checkpoint")
 
 
 def serve(run_dir: Path, requests: BinaryIO, answers: BinaryIO) -> None:
-    """Answer until the requests end. A command names a checkpoint to load; an array of tokens asks for logits."""
+    """Answer requests until they end: a command loads a checkpoint, an array of tokens returns logits."""
     from lab.machine.backend import mx
 
     model = None
@@ -108,7 +108,7 @@ def serve(run_dir: Path, requests: BinaryIO, answers: BinaryIO) -> None:
                 if not isinstance(logits, mx.array):
                     raise TypeError(f"the model returned {type(logits).__name__}, not an array of logits")
                 write_frame(answers, np.array(logits.astype(mx.float32), copy=False))
-        except Exception as error:  # whatever the experiment's code raises is the answer
+        except Exception as error:  # the experiment's code may raise anything; the scorer gets it as the answer
             frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith("train.py")]
             where = f" (train.py line {frames[-1].lineno})" if frames else ""
             write_frame(answers, {"status": "error", "reason": f"{type(error).__name__}: {error}{where}"[:400]})

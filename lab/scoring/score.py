@@ -1,16 +1,16 @@
 """val_bpb: bits per byte of the fixed validation documents, computed outside the experiment.
 
-The scorer asks the model server (the experiment's code, in its own process) for logits and does the rest itself:
+The scorer gets logits from the model server (the experiment's code, in its own process) and does the rest itself:
 log-softmax, nats of every target, raw bytes of every token. Documents are packed into rows without cropping, so every
-byte is scored exactly once whatever the vocabulary; special tokens are left out; nats are kept per document, so that
-two models can be compared on the same ones. A number is given only if these hold, each refused with its own reason:
+byte is scored exactly once whatever the vocabulary; special tokens are not counted; nats are kept per document, so that
+two models can be compared on the same documents. A model is rejected, with the reason, unless:
 
-- the parameters are the checkpoint's, and the logits depend on them;
+- its parameters are the checkpoint's, and the logits depend on them;
 - logits have the shape (rows, tokens, vocabulary) and are finite;
 - a logit does not change when later tokens change (the model is causal), nor when other rows change;
-- the same question gets the same answer at the end of the scoring as at its start (nothing is learnt from it).
+- the same tokens get the same logits at the end of scoring as at the start (the model keeps no state).
 
-The probes use a batch that the score uses too, chosen at random in each scoring, and random cuts in every row of it.
+The probes use one of the scored batches, chosen at random in each scoring, and random cuts in each of its rows.
 """
 
 import contextlib
@@ -36,14 +36,14 @@ from lab.files import ROOT, remove, write_atomic
 from lab.scoring.model_server import read_frame, write_frame
 from lab.trial.crash import read_bytes
 
-LOGIT_BYTES = 64 * 2**20  # of one batch of float32 logits: bounds the memory of the scoring
-BATCH_TOKENS = 2048  # of one batch at most: the probes cost five batches
+LOGIT_BYTES = 64 * 2**20  # per batch of float32 logits: bounds the memory of scoring
+BATCH_TOKENS = 2048  # per batch at most: the probes cost five batches
 TOLERANCE = 1e-3  # of a logit; the same kernels on the same shapes agree to the bit, so this is generous
-SECONDS = 900.0  # after which a model that still computes is ended
+SECONDS = 900.0  # after which the model's process is killed
 
 
 class Rejected(Exception):
-    """The model may not have a score; the message is the reason."""
+    """The model gets no score; the message is the reason."""
 
 
 @dataclass
@@ -54,24 +54,24 @@ class ModelProcess:
     vocab_size: int
 
     def load(self, checkpoint: Path) -> None:
-        """Raises Rejected when the checkpoint is not this model's."""
+        """Raises Rejected when the checkpoint does not match the model."""
         self._send({"vocab_size": self.vocab_size, "checkpoint": str(checkpoint)})
         self._answer(2**20, None)
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
-        """(B, T) tokens to (B, T, vocab_size) float32 logits. Raises Rejected for anything else, or not finite."""
+        """(B, T) tokens to (B, T, vocab_size) logits. Raises Rejected for another shape or values not finite."""
         expected = (*tokens.shape, self.vocab_size)
         self._send(tokens.astype(np.int32))
         logits = self._answer(4 * math.prod(expected) + 2**20, expected)
         if not isinstance(logits, np.ndarray) or logits.shape != expected:
             shape = logits.shape if isinstance(logits, np.ndarray) else logits
-            raise Rejected(f"logits have the shape {shape}, not (rows, tokens, vocabulary) = {expected}")
+            raise Rejected(f"the logits have the shape {shape}, not (rows, tokens, vocabulary) = {expected}")
         if not np.isfinite(logits).all():
-            raise Rejected("logits are not finite")
+            raise Rejected("the logits are not finite")
         return logits
 
     def _send(self, request: dict[str, Any] | np.ndarray) -> None:
-        with contextlib.suppress(BrokenPipeError):  # the answer will say that it died
+        with contextlib.suppress(BrokenPipeError):  # _answer reports a process that died
             write_frame(self.process.stdin, request)
 
     def _answer(self, limit: int, expected: tuple[int, ...] | None) -> dict[str, Any] | np.ndarray:
@@ -80,7 +80,7 @@ class ModelProcess:
         except EOFError:
             raise Rejected(f"the model's process died (exit status {self.process.wait()})") from None
         except ValueError as error:
-            raise Rejected(f"the model answered {error}, not logits of the shape {expected}") from None
+            raise Rejected(f"the model's process sent {error}, not logits of the shape {expected}") from None
         if isinstance(answer, dict) and answer.get("status") != "ok":
             raise Rejected(f"the model failed: {answer.get('reason')}")
         return answer
@@ -88,11 +88,11 @@ class ModelProcess:
 
 @contextlib.contextmanager
 def model_process(run_dir: Path, vocab_size: int, sandbox: str, seconds: float = SECONDS) -> Iterator[ModelProcess]:
-    """A running model server of `run_dir` in a sandbox of this kind; ended after `seconds` at most."""
+    """A running model server of `run_dir` in a sandbox of this kind; killed after `seconds`."""
     from lab.trial.sandbox import Policy, environment, wrap
 
     scratch = run_dir / "score"  # the only folder the model may write
-    for path in (scratch, run_dir / "score.log"):  # whatever training left there, a link to elsewhere too, goes
+    for path in (scratch, run_dir / "score.log"):  # training may have left anything there, links included
         remove(path, run_dir)
     scratch.mkdir()
     policy = Policy(writable=(scratch,), readable=(ROOT, run_dir))
@@ -114,15 +114,15 @@ def model_process(run_dir: Path, vocab_size: int, sandbox: str, seconds: float =
 
 
 def score_run(run_dir: Path, sandbox: str = "none", batches: int | None = None) -> dict[str, Any]:
-    """Score the checkpoint of a run, write score.json (and result.json when the training's record is there) and
-    return it: status "ok" with val_bpb, or "rejected" with a reason. `sandbox`, a kind of lab.trial.sandbox, confines
-    the model's process. `batches` scores only so many, to see whether the whole would work: status "tried", no number.
+    """Score the checkpoint of a run, write score.json (and result.json if there is a training record) and return the
+    score: status "ok" with val_bpb, or "rejected" with a reason. `sandbox`, a kind of lab.trial.sandbox, confines the
+    model's process. `batches` scores only so many batches, as a preflight: status "tried", no val_bpb.
 
     Raises UserError for an incomplete run."""
     begun = time.perf_counter()
     for name in ("settings.json", "train.py", "checkpoint.safetensors"):
         if not (run_dir / name).is_file() or (run_dir / name).is_symlink():
-            raise UserError(f"{run_dir} has no {name}: not a finished run; name a folder of runs/")
+            raise UserError(f"{run_dir} has no {name}, so it is not a finished run; choose another folder in runs/")
     settings = json.loads((run_dir / "settings.json").read_text(encoding="utf-8"))
     prepared = open_prepared(Path(settings["prepared"]), parts=("val", "tokenizer"))
     length = settings["preset"]["task"]["sequence_length"]
@@ -131,8 +131,8 @@ def score_run(run_dir: Path, sandbox: str = "none", batches: int | None = None) 
         with model_process(run_dir, prepared.tokenizer.vocab_size, sandbox) as model:
             checkpoint = run_dir / "checkpoint.safetensors"
             score |= {"status": "ok"} | evaluate(model, prepared, length, checkpoint, batches)
-    except Rejected as refusal:
-        score |= {"status": "rejected", "reason": str(refusal)}
+    except Rejected as reason:
+        score |= {"status": "rejected", "reason": str(reason)}
     score["scoring_seconds"] = round(time.perf_counter() - begun, 2)
     write_atomic(run_dir / "score.json", json.dumps(score))
     if trained := _trained(run_dir / "train.json"):
@@ -142,7 +142,7 @@ def score_run(run_dir: Path, sandbox: str = "none", batches: int | None = None) 
 
 
 def _trained(path: Path) -> dict[str, Any]:
-    """What training says of itself; {} when there is nothing that can be read. The score's own keys win over it."""
+    """The training record, {} if it cannot be read. It is not trusted: the score's keys override it."""
     try:
         record = json.loads(read_bytes(path, 1 << 20))
     except (OSError, ValueError):
@@ -153,7 +153,7 @@ def _trained(path: Path) -> dict[str, Any]:
 def evaluate(
     model: ModelProcess, prepared: Prepared, length: int, checkpoint: Path, batches: int | None = None
 ) -> dict[str, Any]:
-    """Bits per byte of the validation documents and what it is made of. Raises Rejected."""
+    """Bits per byte of the validation documents, with the counts it is computed from. Raises Rejected."""
     bos = prepared.tokenizer.bos
     bounds = document_starts(prepared.val, bos)
     packed = pack(bounds, length)
@@ -181,7 +181,7 @@ def evaluate(
         counted += np.bincount(documents, lengths[scored], len(nats)).astype(np.int64)
         scored_tokens += int(scored.sum())
     if not np.allclose(model.logits(inputs[0]), first, atol=TOLERANCE):
-        raise Rejected("the same tokens got other logits after the scoring: the model keeps state")
+        raise Rejected("the model keeps state: the same tokens got other logits at the end of scoring")
     if batches is not None:
         return {"status": "tried"}
     if counted.sum() != prepared.manifest["val"]["bytes"]:
@@ -195,7 +195,7 @@ def evaluate(
 
 
 def batch_rows(length: int, vocab_size: int) -> int:
-    """Rows of `length` tokens in one batch of the scoring."""
+    """Rows of `length` tokens in one batch of scoring."""
     return max(1, min(BATCH_TOKENS, LOGIT_BYTES // (4 * vocab_size)) // length)
 
 
@@ -212,12 +212,12 @@ def negative_log_likelihood(logits: np.ndarray, targets: np.ndarray) -> np.ndarr
 
 
 def _check_checkpoint(model: ModelProcess, checkpoint: Path, tokens: np.ndarray) -> np.ndarray:
-    """Refuse a model whose logits do not depend on its checkpoint; leave the true one loaded; return its logits."""
+    """Reject a model that ignores its checkpoint. Leaves the checkpoint loaded and returns its logits."""
     from lab.machine.backend import mx
 
     with tempfile.TemporaryDirectory(dir=checkpoint.parent) as folder:
         changed = Path(folder) / "changed.safetensors"
-        # Reversed, halved and moved: the same shapes and about the same sizes, other numbers.
+        # Reversed, halved and shifted: the same shapes and about the same magnitudes, other values.
         mx.save_safetensors(
             str(changed), {k: (v[..., ::-1] * 0.5 + 0.01).astype(v.dtype) for k, v in mx.load(str(checkpoint)).items()}
         )
@@ -233,21 +233,26 @@ def _check_checkpoint(model: ModelProcess, checkpoint: Path, tokens: np.ndarray)
 def _check_independence(
     model: ModelProcess, tokens: np.ndarray, logits: np.ndarray, generator: np.random.Generator
 ) -> None:
-    """Refuse logits that depend on later tokens or on other rows."""
+    """Reject logits that depend on later tokens or on other rows."""
     noise = generator.choice(tokens.ravel(), tokens.shape)
     cuts = generator.integers(1, tokens.shape[1], len(tokens))
     earlier = np.arange(tokens.shape[1]) < cuts[:, None]
-    if len(tokens) == 1:  # there is no other row: give it one
+    if len(tokens) == 1:  # there is no other row: add one
         tokens, noise = np.repeat(tokens, 2, axis=0), np.repeat(noise, 2, axis=0)
         logits = model.logits(tokens)
         earlier = np.repeat(earlier, 2, axis=0)
     kept = np.zeros(tokens.shape, bool)
     kept[::2] = True
-    _compare(model.logits(np.where(kept, tokens, noise)), logits, kept, "other rows of its batch")
-    _compare(model.logits(np.where(earlier, tokens, noise)), logits, earlier, "later tokens: it is not causal")
+    _compare(model.logits(np.where(kept, tokens, noise)), logits, kept, "logits depend on other rows of the batch")
+    _compare(
+        model.logits(np.where(earlier, tokens, noise)),
+        logits,
+        earlier,
+        "the model is not causal: logits depend on later tokens",
+    )
 
 
-def _compare(probe: np.ndarray, logits: np.ndarray, same: np.ndarray, what: str) -> None:
+def _compare(probe: np.ndarray, logits: np.ndarray, same: np.ndarray, reason: str) -> None:
     gap = np.abs(probe[same] - logits[same]).max()
     if not gap <= TOLERANCE:
-        raise Rejected(f"the model looks at {what} (a logit moved by {gap:.2g})")
+        raise Rejected(f"{reason} (one changed by {gap:.2g})")

@@ -1,4 +1,4 @@
-"""The score is right, and no model gets one that it did not earn. Real processes, real checkpoints, tiny models."""
+"""The score is right, and a model that cheats is rejected. Real processes, real checkpoints, tiny models."""
 
 import json
 import math
@@ -130,10 +130,10 @@ def test_the_score_is_the_same_again_and_the_task_does_not_depend_on_the_vocabul
 
 LATER = "        x = self.table[tokens]\n        return x + "
 CHEATS = {
-    "looks at later tokens": LATER + "mx.roll(x, -1, axis=1)",
-    "later tokens: it is not causal": LATER + "x.mean(axis=1, keepdims=True)",
-    "rows of its batch": LATER + "x.mean(axis=(0, 1))",
-    "other rows of its batch": LATER + "mx.roll(x, 1, axis=0)",
+    "depend on later tokens": LATER + "mx.roll(x, -1, axis=1)",
+    "the model is not causal": LATER + "x.mean(axis=1, keepdims=True)",
+    "rows of the batch": LATER + "x.mean(axis=(0, 1))",
+    "other rows of the batch": LATER + "mx.roll(x, 1, axis=0)",
     "not finite": LATER + "mx.array(float('nan'))",
     "not finite ": LATER + "mx.where(mx.arange(x.shape[-1]) == 97, -mx.inf, 0)",
     "have the shape": "        return self.table[tokens][:, :-1]",
@@ -144,12 +144,12 @@ CHEATS = {
     "process died": "        import os; os._exit(3)",
     "keeps state": "        self.calls = getattr(self, 'calls', 0) + 1\n"
     "        return self.table[tokens] + (self.calls > 7) * 0.5 * mx.arange(257.0)",
-    "moved by": LATER + "mx.where((mx.arange(tokens.shape[1]) % 4 == 0)[:, None], mx.roll(x, -1, axis=1), 0)",
+    "changed by": LATER + "mx.where((mx.arange(tokens.shape[1]) % 4 == 0)[:, None], mx.roll(x, -1, axis=1), 0)",
 }
 
 
 @pytest.mark.parametrize("reason", CHEATS)
-def test_refused_with_its_own_reason(make_run, reason):
+def test_a_cheating_model_is_rejected_with_the_reason(make_run, reason):
     run, _ = make_run(HONEST.replace(CALL, CHEATS[reason]), val=["A sentence of the validation text. " * 60] * 3)
     score = score_run(run)
     assert score["status"] == "rejected"
@@ -161,14 +161,14 @@ def test_refused_with_its_own_reason(make_run, reason):
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
-        ("self.table = ", "self.other = ", "not those of its checkpoint"),
-        ("return Model(vocab_size)", "return Model(vocab_size + 1)", "not those of its checkpoint"),
-        ("    def __call__", "    def load_weights(self, *a, **k): pass\n    def __call__", "did not take its value"),
+        ("self.table = ", "self.other = ", "do not match the checkpoint's, e.g. other"),
+        ("return Model(vocab_size)", "return Model(vocab_size + 1)", "do not match the checkpoint's, e.g. table"),
+        ("    def __call__", "    def load_weights(self, *a, **k): pass\n    def __call__", "does not have its value"),
         ("def build_model", "def build", "build_model"),
         ("import prepare", "import prepare, no_such_module", "no_such_module"),
     ],
 )
-def test_a_model_that_is_not_its_checkpoint_is_refused(make_run, old, new, reason):
+def test_a_model_that_does_not_match_its_checkpoint_is_rejected(make_run, old, new, reason):
     run, _ = make_run(HONEST.replace(old, new))
     score = score_run(run)
     assert score["status"] == "rejected"
@@ -180,7 +180,7 @@ def test_what_the_experiment_prints_does_not_disturb_the_score(make_run):
     assert score_run(run)["status"] == "ok"
 
 
-def test_a_damaged_validation_shard_is_no_score(make_run):
+def test_a_damaged_validation_shard_is_an_error(make_run):
     run, prepared = make_run()
     data = bytearray((prepared.folder / "val.npy").read_bytes())
     data[-1] ^= 1
@@ -189,7 +189,7 @@ def test_a_damaged_validation_shard_is_no_score(make_run):
         score_run(run)
 
 
-def test_an_unfinished_run_is_no_score(make_run):
+def test_an_unfinished_run_is_an_error(make_run):
     run, _ = make_run()
     (run / "checkpoint.safetensors").unlink()
     with pytest.raises(UserError, match=r"no checkpoint\.safetensors"):
