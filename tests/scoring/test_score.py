@@ -150,7 +150,8 @@ CHEATS = {
 
 @pytest.mark.parametrize("reason", CHEATS)
 def test_a_cheating_model_is_rejected_with_the_reason(make_run, reason):
-    run, _ = make_run(HONEST.replace(CALL, CHEATS[reason]), val=["A sentence of the validation text. " * 60] * 3)
+    # 435 rows in batches of 128: the last batch may be probed too and must have rows enough to catch "changed by"
+    run, _ = make_run(HONEST.replace(CALL, CHEATS[reason]), val=["A sentence of the validation text. " * 66] * 3)
     score = score_run(run)
     assert score["status"] == "rejected"
     assert reason.strip() in score["reason"]
