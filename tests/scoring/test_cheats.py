@@ -1,4 +1,4 @@
-"""What a dishonest train.py may try, each through the whole step of `agent_loop.py try`: it gets nothing."""
+"""Ways to cheat in train.py, each through a whole `agent_loop.py try`: none gets a better score."""
 
 import shutil
 
@@ -38,7 +38,7 @@ CHEATS = {
     "reads the environment": (in_main("import os; os.environ['X'] = '1'"), ("refused",)),
     "touches the laboratory": (in_main("import lab.scoring.score"), ("refused",)),
     "writes outside": (
-        in_main("np.zeros(9).tofile(str(run.directory.parents[1] / 'worktree' / 'lab' / 'score.py'))"),
+        in_main("np.zeros(9).tofile(str(run.directory.parents[1] / 'worktree/lab/scoring/score.py'))"),
         ("refused", "crash"),
     ),
     "reads the validation text": (in_main("np.fromfile(str(run.prepared.folder / 'val.npy'))[0]"), ("refused",)),
@@ -90,7 +90,7 @@ def test_a_cheat_gets_nothing(cheated, cheat):
     assert ended in allowed, done.stdout + done.stderr
     values = [value for e in state.experiments for value in e.values]
     assert min(values) > 1.0  # no forged number was ever taken
-    checkout_lab = (ROOT / "lab" / "score.py").read_text()
-    assert (worktree / "lab" / "score.py").read_text() == checkout_lab
-    shutil.copy(cheated.folder / "train.py", worktree / "train.py")  # a refused edit stays there to be mended
-    assert sum(p.stat().st_size for p in (worktree.parent / "runs").rglob("*")) < 2**30  # nor did it keep the disk
+    scorer = "lab/scoring/score.py"
+    assert (worktree / scorer).read_text() == (ROOT / scorer).read_text()
+    shutil.copy(cheated.folder / "train.py", worktree / "train.py")  # a refused edit is left there to be fixed
+    assert sum(p.stat().st_size for p in (worktree.parent / "runs").rglob("*")) < 2**30  # and the disk is free again
