@@ -79,7 +79,7 @@ def test_a_baseline_that_the_machine_spoils_three_times_is_told_to_the_user(nigh
 def test_a_baseline_that_was_killed_is_run_again_by_the_same_command(night):
     n = night()
     healthy = n.runner.run
-    n.runner.run = lambda *_: Measured("crash", None, 0.1, 0.1, "killed: ended from outside")
+    n.runner.run = lambda *_: Measured("crash", None, 0.1, 0.1, "killed: stopped from outside")
     with pytest.raises(UserError, match="the same command tries it again"):
         n.go(1)
     assert "no experiment is finished" in agent_loop.summary(n)

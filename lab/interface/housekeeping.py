@@ -19,7 +19,7 @@ from lab.interface.sample import result
 from lab.loop.history import Experiment
 from lab.loop.journal import Journal, lock
 from lab.training.run import current_path
-from lab.trial.runner import excess
+from lab.trial.runner import leftovers
 
 NEWEST = 5  # runs of runs/ that stay whole
 MADE = (
@@ -167,7 +167,7 @@ def _runs(resting: set[Path]) -> list[Entry]:
 
 def _parts(run: Path) -> list[Path]:
     """What of a run goes: in a night all but its records, for an experiment may have written anything."""
-    found = excess(run)
+    found = leftovers(run)
     return found if ROOT / "nights" in run.parents else [path for path in found if path.name in MADE]
 
 

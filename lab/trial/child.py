@@ -1,6 +1,6 @@
-"""The first moment of an experiment's process: bind its life to the guard's, take limits, become the command.
+"""Start of an experiment's process: end with the guard, set limits, exec the command.
 
-Runs in a fresh interpreter between fork and the command, and imports next to nothing so that this takes no time.
+Runs in a new interpreter and imports very little, so that it starts fast.
 """
 
 import ctypes
@@ -12,17 +12,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 SET_PARENT_DEATH_SIGNAL = 1  # linux/prctl.h
-SPARE_PROCESSES = 512  # how many processes and threads the child may add to the machine's
+SPARE_PROCESSES = 512  # processes and threads that may be added to those running on the machine
 
 
 def start(parent: str, disk_bytes: str, *command: str) -> None:
-    """The child's first moment: bind its life to the guard's, take its limits, become `command`."""
+    """Make this process end with the guard, set its limits and become `command`."""
     die_with_parent(int(parent))
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_FSIZE, int(disk_bytes))
     if sys.platform == "linux":
         with open("/proc/self/oom_score_adj", "w", encoding="utf-8") as file:
-            file.write("1000")  # if the kernel has to kill, then this one
+            file.write("1000")  # out of memory, the kernel kills this process first
         with open("/proc/loadavg", encoding="utf-8") as file:
             tasks = int(file.read().split()[3].split("/")[1])
         _lower(resource.RLIMIT_NPROC, tasks + SPARE_PROCESSES)
@@ -36,7 +36,7 @@ def _lower(limit: int, value: int) -> None:
 
 
 def die_with_parent(parent: int) -> None:
-    """Let the kernel kill this process when process `parent`, its parent, ends (Linux; else nothing)."""
+    """Have the kernel kill this process when its parent, process `parent`, ends (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, int(signal.SIGKILL), 0, 0, 0)
         if os.getppid() != parent:
@@ -45,7 +45,7 @@ def die_with_parent(parent: int) -> None:
 
 @contextmanager
 def interrupts_left_to_child() -> Iterator[None]:
-    """For the time of the block the keyboard's interrupt is for the child alone, as it is while a shell waits."""
+    """Within the block only the child reacts to Ctrl-C, as while a shell waits for a command."""
     before = signal.signal(signal.SIGINT, lambda *_: None)
     try:
         yield
@@ -54,7 +54,7 @@ def interrupts_left_to_child() -> Iterator[None]:
 
 
 def execute(command: list[str]) -> None:
-    """Become `command`, with the signals restored that Python ignores. Exit status 127 if it cannot start."""
+    """Become `command`, with the signals that Python ignores restored. Exit status 127 if it cannot start."""
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     try:

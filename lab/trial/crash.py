@@ -1,9 +1,9 @@
-"""Why a run failed, in a few bounded, cleaned fields that may stand in a model's prompt.
+"""Why a run failed, in a few short, sanitized fields that are safe to put into a model's prompt.
 
-A log is written by code that a model wrote, and what it says can be addressed to the next model. So nothing
-of it is passed on but the last exception's type, its message and the line of train.py: control characters and
-escape sequences removed, everything cut. That limits what an injected text can do; it does not make it
-harmless, so prompts should quote these fields as data.
+A log is written by code that a model wrote, and may contain instructions to the next model. So only the last
+exception's type, its message and the line of train.py are passed on, truncated and without control characters and
+escape sequences. That limits what injected text can do; it does not make it harmless, so prompts should quote these
+fields as data.
 """
 
 import json
@@ -20,14 +20,13 @@ STEPS, STEP_KEYS, STEP_BYTES = 3, 12, 2000
 HEADER = "Traceback (most recent call last):"
 FRAME = re.compile(r'^  File "([^"\n]*)", line (\d+)(?:, in [^\n]*)?\n(?:    ([^\n]*))?', re.M)
 RAISED = re.compile(r"^([A-Za-z_][\w.]*)(?:: ?|$)", re.M)
-REFUSAL = re.compile(r"^(?:error|bwrap|sandbox-exec): [^\n]*", re.M)  # ours, and of a sandbox that fails
+ERROR = re.compile(r"^(?:error|bwrap|sandbox-exec): [^\n]*", re.M)  # ours, and those of a failed sandbox
 STEP_KEY = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 
 @dataclass(frozen=True)
 class Crash:
-    """What went wrong: exception type and message, line of train.py (number, text), the last three steps'
-    figures."""
+    """Exception type and message, line of train.py (number and text), and the numbers of the last three steps."""
 
     type: str
     message: str
@@ -37,20 +36,18 @@ class Crash:
 
 
 def summary(log: str, steps: Path, default: str, program: str = "train.py") -> Crash:
-    """The crash that a log tells of, by its last Python traceback. Without one, the type is `default` and the
-    message the last line that starts with "error: ", as the laboratory's commands end when they refuse
-    something."""
+    """The last Python traceback in a log as a Crash. Without a traceback the type is `default` and the message the
+    last line that starts with "error: ", with which the project's own commands end."""
     last_steps = read_steps(steps)
-    found = traceback(log, program)
-    if found:
-        return Crash(*found, last_steps)
-    refusals = REFUSAL.findall(log)
-    return Crash(default, one_line(refusals[-1], MESSAGE_CHARS) if refusals else "", last_steps=last_steps)
+    raised = traceback(log, program)
+    if raised:
+        return Crash(*raised, last_steps)
+    errors = ERROR.findall(log)
+    return Crash(default, one_line(errors[-1], MESSAGE_CHARS) if errors else "", last_steps=last_steps)
 
 
 def traceback(log: str, program: str) -> tuple[str, str, int | None, str] | None:
-    """(type, message, line, source) of the last traceback in `log`; the line is the innermost one of
-    `program`."""
+    """(type, message, line, source) of the last traceback in `log`; the line is the innermost one in `program`."""
     start = log.rfind("\n" + HEADER) + 1
     if not start and not log.startswith(HEADER):  # a SyntaxError of the program itself has no header
         start = log.rfind('\n  File "') + 1
@@ -66,28 +63,27 @@ def traceback(log: str, program: str) -> tuple[str, str, int | None, str] | None
 
 
 def read_steps(path: Path) -> tuple[dict[str, float], ...]:
-    """The numbers in the last three whole lines of steps.jsonl; anything else in them is left out."""
+    """The numbers in the last three complete lines of steps.jsonl; other values are dropped."""
     records = []
     for line in read_bytes(path, 4 * STEP_BYTES).splitlines()[-STEPS - 1 :]:
         try:
             record = json.loads(line[:STEP_BYTES])
-        except (ValueError, RecursionError):  # cut short, or no record at all
+        except (ValueError, RecursionError):  # truncated, or not JSON
             continue
         if isinstance(record, dict):
-            records.append(dict([item for item in record.items() if _is_figure(*item)][:STEP_KEYS]))
+            records.append(dict([item for item in record.items() if _is_number(*item)][:STEP_KEYS]))
     return tuple(records[-STEPS:])
 
 
-def _is_figure(key: str, value: object) -> bool:
+def _is_number(key: str, value: object) -> bool:
     bounded = isinstance(value, float) or (type(value) is int and abs(value) < 1 << 63)
     return bounded and STEP_KEY.fullmatch(key) is not None
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """The last `limit` bytes of a plain file that a child may have replaced: b"" if it is missing, a link or
-    a pipe.
+    """The last `limit` bytes of a file that a child may have replaced: b"" unless it is a regular file.
 
-    A link could lead to a file the child cannot read itself; opening a pipe would wait for ever."""
+    A link could point to a file that the child itself cannot read; opening a pipe would block forever."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:

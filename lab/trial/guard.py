@@ -1,11 +1,11 @@
-"""One experiment as a child process that cannot harm the night: sandboxed, limited, ended with its children.
+"""One experiment as a child process: sandboxed, limited, and killed together with its children.
 
-`run` starts a guard, a small process of its own session, and the guard starts the child, pumps its output
-into a bounded log, watches clock, memory, output and disk, and ends the whole tree. Between the two is a
-pipe: when the loop ends, however it does, the guard reads its end and kills the tree. When the guard is
-killed itself, the kernel kills the child (Linux); processes that the child had detached before survive that
-last case outside bubblewrap, and on macOS the child does too. Memory and disk are looked at four times a
-second, so a fast child can overshoot by what it takes in 0.25 s; no file grows past the disk limit.
+`run` starts a guard, a small process in its own session. The guard starts the child, copies its output to a log of
+limited size, checks time, memory, output and disk, and kills the whole tree in the end. A pipe connects the loop and
+the guard: when the loop ends for any reason, the guard sees the pipe close and kills the tree. When the guard itself is
+killed, the kernel kills the child (Linux). In that last case processes that the child detached survive outside
+bubblewrap, and on macOS the child survives too. Memory and disk are checked four times a second, so a fast child can
+exceed a limit by what it takes in 0.25 s; no file grows past the disk limit.
 """
 
 import contextlib
@@ -27,29 +27,26 @@ from lab.machine import processes
 from lab.trial.crash import Crash, summary
 from lab.trial.sandbox import Policy, environment, launcher, wrap
 
-INTERVAL = 0.25  # seconds between two looks at the limits
+INTERVAL = 0.25  # seconds between two checks of the limits
 GRACE = 1.0  # seconds from SIGTERM to SIGKILL
 CHUNK = 1 << 16
 STATUS_OF_SIGNAL = {  # of signals that the guard did not send
-    signal.SIGABRT: "memory",  # what Metal does when the GPU's memory is used up
-    signal.SIGKILL: "memory",  # what kernels do when the machine's is
+    signal.SIGABRT: "memory",  # Metal, out of GPU memory
+    signal.SIGKILL: "memory",  # the kernel, out of memory
     signal.SIGXFSZ: "disk",
     signal.SIGTERM: "killed",
     signal.SIGINT: "killed",
     signal.SIGHUP: "killed",
 }
-OUT_OF_MEMORY = re.compile(r"\[(metal::)?malloc")  # how MLX's RuntimeError begins
-OUT_OF_DISK = (
-    re.compile(  # EFBIG, ENOSPC: the same on Linux and macOS; MLX's RuntimeError; what lab.training.run.guarded says
-        r"\[Errno (27|28)\]|\[write\] Unable to write|error: No space left on device"
-    )
-)
+OUT_OF_MEMORY = re.compile(r"\[(metal::)?malloc")  # start of MLX's RuntimeError
+# EFBIG and ENOSPC (the same on Linux and macOS), MLX's RuntimeError, the error of lab.training.run.guarded.
+OUT_OF_DISK = re.compile(r"\[Errno (27|28)\]|\[write\] Unable to write|error: No space left on device")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one run may take: seconds on the clock, bytes of memory in the whole tree, bytes of output, and
-    bytes on disk that it may add to the folders it writes."""
+    """Limits of one run: wall-clock seconds, bytes of memory in the whole tree, bytes of output, and bytes that it may
+    add to its writable folders."""
 
     wall_seconds: float
     memory_bytes: int
@@ -59,8 +56,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. status: "ok", "crash", a limit ("timeout", "memory", "output", "disk"), or "killed" by
-    somebody else. `returncode` is negative for a signal; `crash` is None for "ok" and "killed"."""
+    """How a run ended. status: "ok", "crash", a limit ("timeout", "memory", "output", "disk"), or "killed" from
+    outside. `returncode` is negative for a signal; `crash` is None for "ok" and "killed"."""
 
     status: str
     seconds: float
@@ -71,10 +68,11 @@ class Outcome:
 
 def run(command: list[str], run_dir: Path, policy: Policy, limits: Limits, *, sandbox: str,
         env: Mapping[str, str] = os.environ) -> Outcome:  # fmt: skip
-    """Run `command` in the folder `run_dir` with what `environment` leaves of `env`; output goes to run_dir/run.log.
+    """Run `command` in the folder `run_dir` with the variables of `env` that `environment` passes. Its output goes to
+    run_dir/run.log.
 
-    `sandbox` is a kind from sandbox.KINDS. None of the child's processes is left when this returns or raises.
-    Raises UserError for a policy that makes no sense."""
+    `sandbox` is a kind from sandbox.KINDS. All processes of the child have ended when this returns or raises.
+    Raises UserError for an invalid policy."""
     variables = environment(env, policy)
     job = {
         "command": wrap(command, policy, sandbox),
@@ -86,18 +84,18 @@ def run(command: list[str], run_dir: Path, policy: Policy, limits: Limits, *, sa
     }
     Path(variables["TMPDIR"]).mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    guardian = subprocess.Popen(launcher("lab.trial.guard", "guard"), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                start_new_session=True)  # fmt: skip
-    with guardian.stdout, guardian.stdin:
+    process = subprocess.Popen(launcher("lab.trial.guard", "guard"), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               start_new_session=True)  # fmt: skip
+    with process.stdout, process.stdin:
         try:
-            guardian.stdin.write(json.dumps(job).encode() + b"\n")
-            guardian.stdin.flush()
-            answer = guardian.stdout.read()
+            process.stdin.write(json.dumps(job).encode() + b"\n")
+            process.stdin.flush()
+            answer = process.stdout.read()
         finally:
-            guardian.stdin.close()  # the sign for the guard to end everything
-            guardian.wait()
+            process.stdin.close()  # makes the guard kill the tree
+            process.wait()
     if not answer:
-        return Outcome("killed", time.monotonic() - began, guardian.returncode, None, 0.0)
+        return Outcome("killed", time.monotonic() - began, process.returncode, None, 0.0)
     return _outcome(json.loads(answer))
 
 
@@ -109,7 +107,7 @@ def _outcome(fields: dict) -> Outcome:
 
 
 def guard() -> None:
-    """The guard's process: one line of JSON in, the outcome as JSON out."""
+    """Main function of the guard's process: one line of JSON in, the outcome as JSON out."""
     line = sys.stdin.buffer.readline()
     if not line:
         return
@@ -119,12 +117,12 @@ def guard() -> None:
     path.unlink(missing_ok=True)
     with open(path, "xb+", buffering=0) as log:
         outcome = _Watch(job, log).outcome()
-    with contextlib.suppress(BrokenPipeError):  # the loop is gone; its child now is, too
+    with contextlib.suppress(BrokenPipeError):  # the loop has ended, and now its child has too
         os.write(1, json.dumps(asdict(outcome)).encode())
 
 
 class _Watch:
-    """The guard's work on one child: start it, watch it, end it, say how it went."""
+    """Starts one child, watches it, kills its tree and reports the outcome."""
 
     def __init__(self, job: dict, log: BinaryIO) -> None:
         self.job, self.log = job, log
@@ -164,8 +162,8 @@ class _Watch:
         return child
 
     def watch(self) -> str:
-        """Until the child ends: "". Until it passes a limit: which. Until the loop is gone: "killed"."""
-        next_look = 0.0
+        """Wait until the child ends (""), exceeds a limit (its name) or the loop ends ("killed")."""
+        next_check = 0.0
         with selectors.DefaultSelector() as ready:
             ready.register(0, selectors.EVENT_READ)
             ready.register(self.child.stdout, selectors.EVENT_READ)
@@ -176,17 +174,17 @@ class _Watch:
                 if self.child.stdout in events and self.pump() == 0:
                     ready.unregister(self.child.stdout)
                     with contextlib.suppress(subprocess.TimeoutExpired):
-                        self.child.wait(INTERVAL)  # as a rule it closes its output by ending
+                        self.child.wait(INTERVAL)  # a child usually closes its output by ending
                 if self.written > self.limits.output_bytes:
                     return "output"
-                if time.monotonic() >= next_look:
-                    next_look = time.monotonic() + INTERVAL
-                    if passed := self.look():
-                        return passed
+                if time.monotonic() >= next_check:
+                    next_check = time.monotonic() + INTERVAL
+                    if exceeded := self.check():
+                        return exceeded
         return ""
 
-    def look(self) -> str:
-        """The limit that is passed now, or ""."""
+    def check(self) -> str:
+        """The limit that is exceeded now, or ""."""
         members = self.tree.members()
         memory = processes.memory(members, self.limits.memory_bytes)
         self.peak = max(self.peak, memory)
@@ -198,7 +196,7 @@ class _Watch:
         return "disk" if added > self.limits.disk_bytes else ""
 
     def pump(self) -> int | None:
-        """Move what waits in the pipe to the log, as far as that may grow. Bytes; 0 at the end, None for nothing."""
+        """Copy available output to the log, up to its limit. Returns bytes read: 0 at the end, None for none yet."""
         try:
             data = os.read(self.child.stdout.fileno(), CHUNK)
         except BlockingIOError:
@@ -208,7 +206,7 @@ class _Watch:
         return len(data)
 
     def rest(self) -> str:
-        """Output and disk after the end: what the last look could not see."""
+        """Check output and disk once more after the end."""
         while self.written <= self.limits.output_bytes and self.pump():
             continue
         if self.written > self.limits.output_bytes:
@@ -218,9 +216,9 @@ class _Watch:
     def stopped(self, limit: str) -> Crash:
         allowed = {
             "timeout": f"still running after {self.limits.wall_seconds:g} s",
-            "memory": f"took more than {self.limits.memory_bytes >> 20} MiB of memory",
+            "memory": f"used more than {self.limits.memory_bytes >> 20} MiB of memory",
             "output": f"printed more than {self.limits.output_bytes} bytes",
-            "disk": f"wrote more than {self.limits.disk_bytes >> 20} MiB",
+            "disk": f"wrote more than {self.limits.disk_bytes >> 20} MiB to disk",
             "killed": "",
         }
         return self.crash(limit, allowed[limit])
@@ -230,21 +228,21 @@ class _Watch:
         if code == 0:
             return "ok", None
         if code < 0 and (status := STATUS_OF_SIGNAL.get(-code)):
-            return status, self.crash(signal.Signals(-code).name, f"ended by {signal.Signals(-code).name}")
+            return status, self.crash(signal.Signals(-code).name, f"killed by {signal.Signals(-code).name}")
         crash = self.crash(signal.Signals(-code).name if code < 0 else f"exit {code}")
         if crash.type == "MemoryError" or OUT_OF_MEMORY.match(crash.message):
             return "memory", crash
         return "disk" if OUT_OF_DISK.match(crash.message) else "crash", crash
 
     def crash(self, kind: str, message: str = "") -> Crash:
-        """What the log says, unless a message says all there is to say."""
+        """A crash with this message; without a message, the crash found in the log."""
         self.log.seek(0)
         log = "" if message else self.log.read().decode(errors="replace")
-        found = summary(log, Path(self.job["folder"], "steps.jsonl"), kind)
-        return Crash(kind, message, last_steps=found.last_steps) if message else found
+        crash = summary(log, Path(self.job["folder"], "steps.jsonl"), kind)
+        return Crash(kind, message, last_steps=crash.last_steps) if message else crash
 
 
 def _largest_child() -> int:
-    """Peak resident bytes of the largest process that ended: a peak between two looks counts, too."""
+    """Peak resident bytes of the largest ended process: includes peaks between two checks."""
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

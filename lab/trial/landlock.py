@@ -1,11 +1,11 @@
-"""Landlock and seccomp by system call: Linux's sandbox that needs no rights and no package.
+"""Landlock and seccomp by system call: a Linux sandbox that needs neither root nor a package.
 
-`enter` is the launcher that sandbox.py puts before a command. Landlock's rules only add rights, so a hidden
-path inside a readable folder is left out by granting its siblings one by one. Of sockets Landlock knows only
-TCP, so a seccomp filter refuses them all. Needs Linux 6.2 (Landlock version 3) on x86-64 or arm64.
+`enter` is the launcher that sandbox.py puts before a command. Landlock's rules only add rights, so a hidden path inside
+a readable folder is excluded by granting its siblings one by one. Landlock restricts only TCP sockets, so a seccomp
+filter denies all sockets. Needs Linux 6.2 (Landlock version 3) on x86-64 or arm64.
 
-Not covered: names in the folder around a hidden path can be listed, and permissions and times of files
-outside changed. Before Linux 6.12 (version 6) the child can send signals to the user's other processes.
+Not covered: the names next to a hidden path can be listed, and permissions and times of files outside can be changed.
+Before Linux 6.12 (version 6) the child can send signals to the user's other processes.
 """
 
 import ctypes
@@ -24,11 +24,11 @@ DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, TRUNCATE, IOCTL = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 14, 1 << 15
 READ = EXECUTE | READ_FILE | READ_DIR
-FILE_RIGHTS = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL  # all that a rule on a file takes
+FILE_RIGHTS = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL  # the rights that apply to files
 ALL = -1
 SET_NO_NEW_PRIVS, SET_SECCOMP, SECCOMP_FILTER, CAPABILITY_VERSION_3 = 38, 22, 2, 0x20080522
 MACHINES = {"x86_64": (0xC000003E, 41), "aarch64": (0xC00000B7, 198)}  # audit architecture, number of socket()
-IO_URING_SETUP = 425  # refused too: a ring opens sockets without the call socket()
+IO_URING_SETUP = 425  # denied too: a ring opens sockets without calling socket()
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -39,7 +39,10 @@ def enter(rules: str, *command: str) -> None:
     Raises OSError where the kernel has no Landlock, or one too old to protect files from truncation."""
     version = call(libc.syscall, CREATE_RULESET, None, 0, 1)
     if version < 3 or platform.machine() not in MACHINES:
-        raise OSError(f"Landlock {version} on {platform.machine()} is too little; Linux 6.2 brings enough")
+        raise OSError(
+            f"Landlock version {version} on {platform.machine()} is not supported; use Linux 6.2 or later on x86-64 or "
+            "arm64, or install bubblewrap"
+        )
     rights = (1 << (16 if version >= 5 else 15)) - 1
     tcp = 3 if version >= 4 else 0  # bind, connect
     scope = 3 if version >= 6 else 0  # abstract sockets and signals stay among the sandboxed
@@ -49,15 +52,15 @@ def enter(rules: str, *command: str) -> None:
     call(libc.prctl, SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     call(libc.syscall, RESTRICT_SELF, ruleset, 0)
     call(libc.capset, struct.pack("Ii", CAPABILITY_VERSION_3, 0), bytes(24))  # root could read other memories
-    refuse_sockets()
+    deny_sockets()
     execute(list(command))
 
 
 def grants(rules: list[tuple[Path, str]]) -> Iterator[tuple[Path, int]]:
-    """(path, rights) for each rule that Landlock gets."""
+    """(path, rights) of each Landlock rule."""
     hidden = [path for path, mode in rules if mode == "hide"]
     yield from ((Path(device), READ_FILE | WRITE_FILE) for device in DEVICES)
-    yield Path("/proc"), READ  # of other processes only what everybody may see: Landlock also refuses ptrace
+    yield Path("/proc"), READ  # shows only public facts of other processes: Landlock also denies ptrace
     for path, mode in rules:
         if mode == "write":
             yield path, ALL
@@ -66,22 +69,21 @@ def grants(rules: list[tuple[Path, str]]) -> Iterator[tuple[Path, int]]:
 
 
 def around(path: Path, hidden: list[Path]) -> Iterator[tuple[Path, int]]:
-    """Rights to read everything under `path` but what is hidden."""
+    """Rights to read everything under `path` except what is hidden."""
     if not any(other.is_relative_to(path) for other in hidden):
         yield path, READ
         return
-    yield path, READ_DIR  # Python's import lists the folder; rules reach down, so this shows names below, too
+    yield path, READ_DIR  # Python's import lists the folder; rules are inherited, so names below are visible too
     for child in path.iterdir():
         if child not in hidden:
             yield from around(child, hidden)
 
 
 def add_rule(ruleset: int, path: Path, allowed: int) -> None:
-    """Grant rights on the file or beneath the folder. A symbolic link gets none: its target has rules of its
-    own."""
+    """Grant rights on the file or below the folder. A symbolic link gets none: its target has its own rules."""
     try:
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:  # gone since the folder was listed
+    except FileNotFoundError:  # removed since the folder was listed
         return
     mode = os.fstat(descriptor).st_mode
     allowed &= ALL if stat.S_ISDIR(mode) else FILE_RIGHTS
@@ -90,14 +92,14 @@ def add_rule(ruleset: int, path: Path, allowed: int) -> None:
     os.close(descriptor)
 
 
-def refuse_sockets() -> None:
-    """A seccomp filter under which socket() and io_uring fail with EPERM; socketpair() still works."""
+def deny_sockets() -> None:
+    """Install a seccomp filter: socket() and io_uring fail with EPERM, socketpair() still works."""
     architecture, socket_number = MACHINES[platform.machine()]
     load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06
     program = [  # (operation, lines to skip if true, if false, operand)
         (load, 0, 0, 4),  # the architecture of the call
         (equal, 1, 0, architecture),
-        (answer, 0, 0, 0x80000000),  # another one has other numbers: kill
+        (answer, 0, 0, 0x80000000),  # another architecture has other numbers: kill
         (load, 0, 0, 0),  # the number of the call
         (at_least, 2, 0, 0x40000000),  # the x32 numbers
         (equal, 1, 0, socket_number),
@@ -111,7 +113,7 @@ def refuse_sockets() -> None:
 
 
 def call(function: ctypes._CFuncPtr, *arguments: object) -> int:
-    """A C function's result; OSError where it is negative."""
+    """A C function's result. Raises OSError if it is negative."""
     result = function(*(ctypes.c_long(value) if isinstance(value, int) else value for value in arguments))
     if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

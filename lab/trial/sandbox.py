@@ -1,16 +1,16 @@
-"""A child process that reads only what it needs, writes only where it may, and has no network.
+"""A child process with restricted file access and no network.
 
-Files are an allow-list: the system's programs and libraries, this Python with its packages, and what a
-`Policy` names. Among nested paths the deepest decides. Three kinds do the work without root:
+Files are an allow-list: the system's programs and libraries, this Python with its packages, and the paths of a
+`Policy`. Of nested paths the deepest rule applies. Three kinds of sandbox work without root:
 
   bubblewrap  Linux, the program `bwrap`: a root of bind mounts; own process, IPC and network namespaces.
-  landlock    Linux 6.2 or later, no package: landlock.py says what it leaves open.
-  seatbelt    macOS, /usr/bin/sandbox-exec with a generated profile. Not run on a Mac, its text is tested.
+  landlock    Linux 6.2 or later, no package. landlock.py lists what it does not cover.
+  seatbelt    macOS, /usr/bin/sandbox-exec with a generated profile. Not run on a Mac; only its text is tested.
 
-Not covered: memory, time and disk (see trial.py), and faults of the kernel. What is to be hidden has to
-exist when the child starts. No kind offers shared memory under /dev/shm, which the locks of `multiprocessing`
-need. A sandbox does not protect the metric: a score comes from another process, which must not share TMPDIR
-with this one, because MLX loads the kernels it finds compiled there.
+Not covered: memory, time and disk (see guard.py), and kernel bugs. Hidden paths must exist when the child starts. No
+kind provides shared memory under /dev/shm, which the locks of `multiprocessing` need. A sandbox does not protect the
+metric: the score comes from another process, which must not share TMPDIR with this one, because MLX loads compiled
+kernels from there.
 """
 
 import functools
@@ -32,7 +32,7 @@ from lab.trial.landlock import DEVICES
 
 KINDS = ("seatbelt", "bubblewrap", "landlock", "none")
 SANDBOX_EXEC = "/usr/bin/sandbox-exec"
-# Of /etc only what the linker, the compiler and user names need: as root all of it could be read.
+# Of /etc only what the linker, the compiler and user names need: root could read everything in it.
 ETC = tuple(f"/etc/{name}" for name in ("passwd", "group", "nsswitch.conf", "localtime", "ld.so.cache",
                                         "ld.so.conf", "ld.so.conf.d", "alternatives"))  # fmt: skip
 LINUX = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/opt", "/nix/store", "/sys", *ETC)
@@ -45,7 +45,7 @@ PASSED_PREFIXES = ("AGX_", "AUTORESEARCH_", "MLX_", "OPENBLAS_")
 
 @dataclass(frozen=True)
 class Policy:
-    """Folders the child may write (the first becomes its home), what it may read besides, what of that is hidden."""
+    """Folders that the child may write (the first becomes its HOME), other paths that it may read, and hidden paths."""
 
     writable: tuple[Path, ...]
     readable: tuple[Path, ...] = ()
@@ -53,10 +53,10 @@ class Policy:
 
 
 def environment(variables: Mapping[str, str], policy: Policy) -> dict[str, str]:
-    """The few of `variables` that a child gets; keys, tokens and agents' sockets stay behind.
+    """The few of `variables` that a child gets: no keys, tokens or agent sockets.
 
-    HOME is the first writable folder. TMPDIR, where MLX keeps compiled kernels, is passed if it is writable,
-    else it is `tmp` in HOME."""
+    HOME is the first writable folder. TMPDIR, where MLX stores compiled kernels, is kept if it is writable; otherwise
+    it is `tmp` in HOME."""
     clean = {key: text for key, text in variables.items() if key in PASSED or key.startswith(PASSED_PREFIXES)}
     home = policy.writable[0].resolve()
     temporary = Path(clean.get("TMPDIR", "/")).resolve()
@@ -66,20 +66,20 @@ def environment(variables: Mapping[str, str], policy: Policy) -> dict[str, str]:
 
 
 def wrap(command: list[str], policy: Policy, kind: str) -> list[str]:
-    """The command that runs `command` in a sandbox of this kind; give it to Popen with `environment(...)`.
+    """The command that runs `command` in a sandbox of this kind; pass it to Popen with `environment(...)`.
 
-    Raises UserError for an unknown kind, a writable folder that is missing, a hidden path inside it."""
+    Raises UserError for an unknown kind, a missing writable folder, or a hidden path inside one."""
     rules = _rules(policy)
     if kind == "seatbelt":
         return [SANDBOX_EXEC, "-p", seatbelt_profile(rules), *command]
     if kind == "bubblewrap":
         return [*_bubblewrap(rules, policy), "--", *command]
     if kind == "landlock":
-        words = json.dumps([(str(path), mode) for path, mode in rules])
-        return [*launcher("lab.trial.landlock", "enter"), words, *command]
+        encoded = json.dumps([(str(path), mode) for path, mode in rules])
+        return [*launcher("lab.trial.landlock", "enter"), encoded, *command]
     if kind == "none":
         return list(command)
-    raise UserError(f"no sandbox is called {kind!r}; choose one of {', '.join(KINDS)}")
+    raise UserError(f"unknown sandbox {kind!r}; choose one of {', '.join(KINDS)}")
 
 
 def available() -> str:
@@ -89,25 +89,25 @@ def available() -> str:
 
 
 def launcher(module: str, function: str) -> list[str]:
-    """The command that calls a function of the laboratory in a clean interpreter, from any folder."""
+    """The command that calls a function of this project in an isolated interpreter, from any folder."""
     call = f"from {module} import {function}; {function}(*sys.argv[1:])"
     return [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {call}"]
 
 
 def _rules(policy: Policy) -> list[tuple[Path, str]]:
-    """(resolved path, "read" | "write" | "hide"), parents first: the last that contains a file decides."""
+    """(resolved path, "read" | "write" | "hide"), parents first: the last rule that contains a file applies."""
     for path in policy.writable:
         if not path.is_dir():
-            raise UserError(f"{path} is no folder that the child could write in; create it first")
+            raise UserError(f"{path} is not a folder, so the experiment cannot write to it; create it first")
     writable, hidden = ([path.resolve() for path in paths] for paths in (policy.writable, policy.hidden))
     for path in hidden:
         if any(path.is_relative_to(folder) for folder in writable):
-            raise UserError(f"{path} cannot be hidden inside a folder that the child writes; keep it outside")
+            raise UserError(f"{path} cannot be hidden inside a folder that the experiment may write; move it elsewhere")
     python = (sys.prefix, sys.base_prefix, Path(sys.executable).resolve().parent.parent)
     readable = [Path(path) for path in (*SYSTEM.get(platform.system(), ()), *python, *policy.readable)]
     rules = {path.resolve(): "read" for path in readable if path.exists()}
     rules |= dict.fromkeys(hidden, "hide") | dict.fromkeys(writable, "write")
-    # Inside a writable folder all is writable: Landlock could not take that right away again.
+    # Everything inside a writable folder is writable: Landlock cannot revoke a right that it granted.
     outer = [path for path in rules if not any(folder in path.parents for folder in writable)]
     return [(path, rules[path]) for path in sorted(outer, key=lambda path: len(path.parts))]
 
@@ -132,7 +132,7 @@ def _bubblewrap(rules: list[tuple[Path, str]], policy: Policy) -> list[str]:
 
 
 def _links(path: Path) -> Iterator[tuple[Path, str]]:
-    """Symbolic links on the way to `path`: a name that leads through one needs it in the new root, too."""
+    """Symbolic links on the way to `path`, which need to exist in the new root too."""
     parts = Path(os.path.abspath(path)).parts
     for depth in range(2, len(parts) + 1):
         step = Path(*parts[:depth])
@@ -143,7 +143,7 @@ def _links(path: Path) -> Iterator[tuple[Path, str]]:
 
 
 def seatbelt_profile(rules: list[tuple[Path, str]]) -> str:
-    """macOS's sandbox profile, where the last rule that matches decides. Not run on a Mac.
+    """The profile for macOS's sandbox-exec; the last rule that matches applies. Not run on a Mac.
 
     Metal needs its user clients, its compiler service and the shader cache under /private/var/folders."""
     operations = {
@@ -192,11 +192,9 @@ open(inside + "/seen", "wb").write(b"".join(seen))
 
 @functools.cache
 def self_test(kind: str) -> str:
-    """What a small child can or cannot do against the rules in such a sandbox, in words; "" if the sandbox
-    holds.
+    """How a sandbox of this kind fails here, "" if it works.
 
-    The child runs for real: reads, writes, truncates, and sends TCP and UDP to a loopback port. About 0.1
-    s."""
+    A real child reads, writes, truncates, and sends TCP and UDP to a loopback port. About 0.1 s."""
     if kind == "bubblewrap" and not shutil.which("bwrap"):
         return "bwrap is not installed"
     tcp, udp = socket.create_server(("127.0.0.1", 0)), socket.socket(type=socket.SOCK_DGRAM)
@@ -211,7 +209,7 @@ def self_test(kind: str) -> str:
         seen = b"" if fault else (inside / "seen").read_bytes()
         faults = {
             fault: fault != "",
-            "cannot read what it may": not fault and not seen.startswith(b"plain"),
+            "cannot read allowed files": not fault and not seen.startswith(b"plain"),
             "reads a hidden file": b"secret" in seen,
             "writes outside": (outside / "new").exists() or (outside / "plain").read_bytes() != b"plain",
             "opens a TCP connection": _reached(tcp),
@@ -221,7 +219,7 @@ def self_test(kind: str) -> str:
 
 
 def _run_probe(kind: str, inside: Path, outside: Path, port: int) -> str:
-    """Why the probe could not run; "" if it did."""
+    """Why the probe could not run, "" if it ran."""
     policy = Policy((inside,), (outside,), (outside / "hidden",))
     command = [sys.executable, "-I", "-S", "-c", PROBE, str(inside), str(outside), str(port)]
     try:

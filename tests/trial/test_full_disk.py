@@ -1,4 +1,4 @@
-"""A disk that fills up is named as what it is: no traceback, no experiment blamed, and room makes the run good."""
+"""A full disk: one clear error, no traceback, no experiment that counts as a crash; with free space the run works."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ def checkout(tmp_path_factory):
 
 @pytest.fixture
 def small_disk(checkout, request):
-    """A folder of the checkout on a disk of its own; call it with another size to change that."""
+    """A folder of the checkout on its own disk; a call with another size changes that."""
     folder = checkout.folder / request.param
     folder.mkdir(exist_ok=True)
 
@@ -33,7 +33,7 @@ def small_disk(checkout, request):
 
 
 @pytest.mark.parametrize("small_disk", ["runs"], indirect=True)
-def test_a_checkpoint_that_does_not_fit_is_one_line_and_counts_for_nothing(checkout, small_disk):
+def test_a_checkpoint_that_does_not_fit_is_one_error_and_leaves_nothing(checkout, small_disk):
     line = refusal(checkout.python("train.py", "--steps", 2, "-q", check=False))
     assert "No space left on device" in line
     assert list((checkout.folder / "runs").glob("*/*checkpoint*")) == []
@@ -44,7 +44,7 @@ def test_a_checkpoint_that_does_not_fit_is_one_line_and_counts_for_nothing(check
 
 @pytest.mark.skipif(available() == "none", reason="no sandbox on this machine (install bubblewrap)")
 @pytest.mark.parametrize("small_disk", ["nights"], indirect=True)
-def test_a_night_on_a_full_disk_ends_by_name_and_goes_on_when_there_is_room(checkout, small_disk):
+def test_a_night_on_a_full_disk_ends_with_an_error_and_resumes_with_free_space(checkout, small_disk):
     assert small_disk("64m")
     checkout.python(*NIGHT, "--max-experiments", 0)
     used = int(subprocess.check_output(["du", "-sk", checkout.folder / "nights"]).split()[0])

@@ -20,6 +20,7 @@ from lab.machine import processes
 from lab.trial import guard, sandbox
 from lab.trial.crash import Crash, read_bytes, read_steps, summary
 from lab.trial.guard import Limits, Outcome
+from lab.trial.runner import failure
 from lab.trial.sandbox import Policy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +33,7 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux offe
 def kind(request: pytest.FixtureRequest) -> str:
     fault = sandbox.self_test(request.param) if request.param != "none" else ""
     if fault:
-        pytest.skip(f"{request.param} is not to be had here: {fault}")
+        pytest.skip(f"{request.param} does not work here: {fault}")
     return request.param
 
 
@@ -169,7 +170,7 @@ def test_allocates_without_end(tmp_path: Path, kind: str) -> None:
             time.sleep(0.005)
         """
     outcome = go(tmp_path, code, kind)
-    assert (outcome.status, outcome.crash.message) == ("memory", "took more than 300 MiB of memory")
+    assert (outcome.status, outcome.crash.message) == ("memory", "used more than 300 MiB of memory")
     assert outcome.peak_memory_mb > 300
 
 
@@ -453,6 +454,24 @@ ValueError: shape
 def test_clean_leaves_one_printable_line() -> None:
     assert one_line("a\x1b[1;31mb\x1b[0m\r\n\tc\x9b2Jd\u200be\x7f", 50) == "ab cd e"
     assert one_line("ü" * 60, 50) == "ü" * 49 + "…"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "line"),
+    [
+        (
+            Outcome("timeout", 1.0, -9, Crash("timeout", "still running after 1 s"), 0.0),
+            "timeout: still running after 1 s",
+        ),
+        (
+            Outcome("crash", 1.0, 1, Crash("ValueError", "of ours", 7, "x = f(y)"), 0.0),
+            "crash: ValueError: of ours at train.py line 7: x = f(y)",
+        ),
+        (Outcome("killed", 1.0, -15, None, 0.0), "killed: stopped from outside"),
+    ],
+)
+def test_a_failure_is_one_line_that_names_a_limit_once(outcome: Outcome, line: str) -> None:
+    assert failure(outcome) == line
 
 
 # The parts that differ between systems
