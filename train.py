@@ -114,7 +114,7 @@ class Attention(nn.Module):
         window = max(1, T // 2) if self.short else None
         y = attention(q, k, v, scale=QK_SCALE**2 / HEAD_DIM**0.5, window=window)
         own = norm(v)
-        y = y - mx.mean(y * own, axis=-1, keepdims=True) * own  # not its own value again
+        y = y - mx.mean(y * own, axis=-1, keepdims=True) * own  # without its own value
         y = y.transpose(0, 2, 1, 3) * self.head_gate(x)
         return self.out(y.reshape(B, T, WIDTH))
 
@@ -214,8 +214,8 @@ POLAR_EXPRESS = (
 def orthogonalize(g: mx.array) -> mx.array:
     """(N, R, C) matrices to about the nearest ones whose singular values are all 1.
 
-    A step multiplies by a polynomial of the Gram matrix. Long matrices wait: the polynomials are collected in the small
-    square, half the operations at 1:4 (Gram Newton-Schulz, Dao AI Lab 2026; in float32 it needs no restart)."""
+    A step multiplies by a polynomial of the Gram matrix. For long matrices the small polynomials are multiplied first:
+    half the operations at 1:4 (Gram Newton-Schulz, Dao AI Lab 2026; in float32 it needs no restart)."""
     tall = g.shape[-2] > g.shape[-1]
     x = g.swapaxes(-1, -2) if tall else g
     x = x / (mx.linalg.norm(x, axis=(-2, -1), keepdims=True) * 1.02 + 1e-6)
@@ -248,7 +248,7 @@ class MuonAdamW:
                 self.adam_rates[name] = UNEMBEDDING_LR * scale
             elif name == "smear":
                 self.adam_rates[name] = SMEAR_LR
-            elif name.endswith("lambdas"):  # the stream's own scale is the delicate one
+            elif name.endswith("lambdas"):  # the stream's own scale is more sensitive
                 self.adam_rates[name] = SCALAR_LR * (0.01 if name == "residual_lambdas" else 1.0)
             else:
                 self.adam_rates[name] = EMBEDDING_LR * scale
@@ -281,7 +281,7 @@ class MuonAdamW:
         return p - size * first / (mx.sqrt(second) + 1e-10)
 
     def _ahead(self, shape: str, g: mx.array) -> mx.array:
-        """(N, R, C) gradients of one shape to their average with Nesterov's look ahead."""
+        """(N, R, C) gradients of one shape to their Nesterov momentum."""
         m = MUON_MOMENTUM
         first = self.state["first"][shape] = m * self.state["first"][shape] + (1 - m) * g
         return m * first + (1 - m) * g
@@ -324,7 +324,7 @@ def make_step(model: nn.Module, optimizer: MuonAdamW, compiled: bool):
         passes = len(inputs)
         loss, gradients = loss_and_gradients(model, inputs[0], targets[0])
         for i in range(1, passes):
-            following = inputs[i]  # one pass at a time: each has the memory to itself
+            following = inputs[i]  # one pass at a time, to save memory
             if compiled:
                 following = mx.depends(following, tree_flatten(gradients, destination=[])[0][1])
             else:
@@ -357,7 +357,7 @@ def main(run) -> nn.Module:
         run.record(number, loss.item(), tokens, rate=rate)
 
     batch = next_batch()
-    in_flight = None  # the step that the device works on while the next one is made ready
+    in_flight = None  # the step that the device computes while the next one is prepared
     for number in run.clock:
         tokens = batch[0].size * run.processes
         rate, decay = schedule(run.clock.progress)
