@@ -60,8 +60,9 @@ def test_a_file_that_is_no_source_is_refused_in_one_line_and_stays(checkout, pat
         path.unlink()
         path.mkdir() if kind == "folder" else path.symlink_to(tmp_path / "elsewhere.py")
     line = refusal(checkout.python(*TRY, check=False))
-    told = {"latin": "is not UTF-8", "link": "is no plain file", "folder": "is no plain file", "nul": "does not parse"}
-    assert told[kind] in line
+    not_regular = "is not a regular file"
+    reasons = {"latin": "is not UTF-8", "link": not_regular, "folder": not_regular, "nul": "does not parse"}
+    assert reasons[kind] in line
     assert path.is_dir() if kind == "folder" else path.is_symlink() if kind == "link" else path.read_bytes() == before
 
 
@@ -71,7 +72,7 @@ def test_an_edit_by_an_editor_of_windows_is_judged(checkout, path):
 
 
 def test_a_cut_try_does_not_lose_the_next_edit(checkout, path):
-    """A coding agent's shell ends its commands after two minutes; it edits again, and something else goes on."""
+    """A coding agent's shell ends its commands after two minutes; it edits again, and something else runs on."""
     path.write_bytes(lower(path, "0.037"))
     with subprocess.Popen(checkout.command(*TRY), **checkout.where(), stdout=subprocess.DEVNULL) as cut:
         until = time.monotonic() + 60

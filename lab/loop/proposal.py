@@ -1,9 +1,9 @@
-"""What an agent proposes, and the gate it passes before five minutes are spent on it.
+"""An agent's proposal, and the checks it must pass before five minutes are spent on it.
 
-A proposal is the whole new train.py, whatever form the agent wrote it in. `check` refuses what cannot be an
-experiment: it does not parse, repeats one, uses names that nothing defines, imports what is not installed,
-breaks a constraint of the constants, or reaches for what train.py has no business with. The list of forbidden
-things is a courtesy that saves a run and tells the agent why; the wall is the sandbox, the judge is the scorer.
+A proposal is the whole new train.py, whatever form the agent wrote it in. `check` rejects a source that does not parse,
+repeats an experiment, uses undefined names, imports what is not installed, breaks a constraint of the constants, or
+does something that is forbidden in train.py. The list of forbidden things only saves runs and gives the agent a reason;
+protection is up to the sandbox and the scorer.
 """
 
 import ast
@@ -21,7 +21,7 @@ from lab.errors import one_line
 from lab.loop.source import Constant, Rejected, constants, fingerprint, is_definition, parse, skeleton
 from lab.loop.space import OWNED, broken
 
-REQUIRED = ("build_model", "main")  # what the scorer and the trial call
+REQUIRED = ("build_model", "main")  # called by the scorer and the run
 MODULE_NAMES = frozenset(dir(builtins)) | {"__file__", "__name__", "__doc__", "__annotations__", "__spec__"}
 FORBIDDEN_MODULES = {
     "os": "the environment and files",
@@ -58,14 +58,14 @@ FORBIDDEN_ATTRIBUTES = {
 class Proposal:
     """One experiment to run.
 
-    `edit` is what changed, for the history, as `describe` finds it:
+    `edit` is what changed, for the history, as returned by `describe`:
     {"form": "set", "values": {name: new}, "was": {name: old}} when only constants differ,
     otherwise {"form": "code", "definitions": [changed names]}.
     """
 
     source: str  # the whole new train.py
     hypothesis: str  # why it should help: one line, at most 200 characters
-    agent: str  # who proposed it
+    agent: str  # that proposed it
     edit: dict[str, Any] | None = field(default=None)
 
     def __post_init__(self) -> None:
@@ -89,7 +89,7 @@ def describe(source: str, base: str, settings: Mapping[str, Any]) -> dict[str, A
 
 
 def in_words(edit: Mapping[str, Any]) -> str:
-    """An edit as a hypothesis, for a change that came without one."""
+    """An edit as a hypothesis, for a change without one."""
     if edit.get("values"):
         was = edit.get("was", {})
         return ", ".join(f"{name} from {was.get(name)} to {value}" for name, value in edit["values"].items())
@@ -99,9 +99,10 @@ def in_words(edit: Mapping[str, Any]) -> str:
 def check(
     source: str, base: str, tried: AbstractSet[str] = frozenset(), settings: Mapping[str, Any] | None = None
 ) -> None:
-    """Raise Rejected with a short reason unless `source` is an experiment, other than `base` and all of history.
+    """Raise Rejected with a short reason unless `source` is a valid experiment that differs from `base` and all earlier
+    ones.
 
-    `tried` holds fingerprints made with the same `settings`. What `base` does is never held against `source`.
+    `tried` holds fingerprints made with the same `settings`. What `base` does already is allowed in `source`.
     """
     settings = settings or {}
     tree, base_tree = parse(source), parse(base)
@@ -123,14 +124,14 @@ def _check_constants(
     for name in block.keys() | before.keys():
         was, now = (table[name].value if name in table else None for table in (before, block))
         if OWNED.search(name) and was != now:
-            raise Rejected(f"changes {name}, which belongs to the laboratory")
+            raise Rejected(f"changes {name}, which is fixed by the task")
     reason = broken({name: item.value for name, item in block.items()}, settings)
     if reason:
         raise Rejected(reason)
 
 
 def _compiles(tree: ast.Module) -> None:
-    """What parses may still not compile: `return` outside a function, a name both local and global."""
+    """Some errors appear only when compiling: `return` outside a function, a name both local and global."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -143,7 +144,7 @@ def _keep_required(tree: ast.Module) -> None:
     present = {node.name for node in tree.body if is_definition(node)}
     for name in REQUIRED:
         if name not in present:
-            raise Rejected(f"{name} is gone")
+            raise Rejected(f"{name} is missing; keep its definition")
 
 
 def _definitions(source: str) -> dict[str, str]:
@@ -152,12 +153,12 @@ def _definitions(source: str) -> dict[str, str]:
 
 
 def _undefined(source: str, base: str) -> Iterator[str]:
-    """Global names that are used and never defined; a name that was deleted while still in use is among them."""
-    for name in sorted(_loose_names(source) - _loose_names(base)):
-        yield f"uses {one_line(name, 60)}, which nothing defines"
+    """Global names that are used but not defined, such as a name that was deleted while still in use."""
+    for name in sorted(_undefined_names(source) - _undefined_names(base)):
+        yield f"uses {one_line(name, 60)}, which is not defined"
 
 
-def _loose_names(source: str) -> set[str]:
+def _undefined_names(source: str) -> set[str]:
     top = symtable.symtable(source, "train.py", "exec")
     used: set[str] = set()
     defined = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
@@ -173,28 +174,28 @@ def _loose_names(source: str) -> set[str]:
 
 
 def _imports(tree: ast.Module, base: ast.Module) -> Iterator[str]:
-    """Modules that the base does not import and that are missing, relative, of the laboratory, or forbidden."""
+    """Modules that the base does not import and that are not installed, relative, part of lab, or forbidden."""
     known = _modules(base)
     for module in sorted(_modules(tree) - known):
         top = module.split(".")[0]
         if not top:
-            yield "imports relatively"
+            yield "uses a relative import; import modules by their full name"
         elif top == "lab":
-            yield f"imports {module}, the laboratory, which train.py does not touch"
+            yield f"imports {module}: train.py may import nothing more from lab"
         elif top in FORBIDDEN_MODULES:
-            yield f"imports {module}: train.py has no business with {FORBIDDEN_MODULES[top]}"
+            yield f"imports {module}: train.py may not access {FORBIDDEN_MODULES[top]}"
         elif not any(name.split(".")[0] == top for name in known) and not _installed(top):
             yield f"imports {one_line(module, 60)}, which is not installed"
 
 
 def _modules(tree: ast.Module) -> set[str]:
-    found: set[str] = set()
+    modules: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add("." * node.level + (node.module or ""))
-    return found
+            modules.add("." * node.level + (node.module or ""))
+    return modules
 
 
 def _installed(top: str) -> bool:
@@ -205,20 +206,20 @@ def _installed(top: str) -> bool:
 
 
 def _forbidden(tree: ast.Module, base: ast.Module) -> Iterator[str]:
-    """What the source does more often than the base and train.py has no business with."""
-    yield from sorted((Counter(_doings(tree)) - Counter(_doings(base))).keys())
+    """Forbidden operations that the source contains more often than the base."""
+    yield from sorted((Counter(_forbidden_uses(tree)) - Counter(_forbidden_uses(base))).keys())
 
 
-def _doings(tree: ast.Module) -> Iterator[str]:
+def _forbidden_uses(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in FORBIDDEN_CALLS:
             yield f"calls {node.id}()"
         elif isinstance(node, ast.Attribute) and node.attr in SEEDING and _is_random(node.value):
-            yield "sets the seed, which belongs to the laboratory"
+            yield "sets the seed, which is fixed outside train.py"
         elif isinstance(node, ast.Attribute) and node.attr in FORBIDDEN_ATTRIBUTES:
             yield FORBIDDEN_ATTRIBUTES[node.attr]
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and _is_laboratory(node.value):
-            yield f"replaces {node.attr} of the laboratory"
+            yield f"replaces {node.attr}, which is fixed outside train.py"
 
 
 def _is_laboratory(node: ast.expr) -> bool:

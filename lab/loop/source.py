@@ -1,9 +1,9 @@
 """Reading and editing the experiment's source through its syntax tree.
 
-Covers: the constants block, edits in three forms (a constant set, a definition replaced whole, text replaced
-where it matches once), and the fingerprint by which a repeated experiment is known. Every function but `read_source`
-takes and returns text; all answer what is bad with `Rejected`, whose message is one short reason. Nothing is
-executed; whether an edit makes sense is not decided here (see proposal.check and space.broken).
+Covers the constants block, edits in three forms (set a constant, replace a whole definition, replace text that matches
+once), and the fingerprint that identifies a repeated experiment. Every function except `read_source` takes and returns
+text; bad input raises `Rejected` with one short reason. Nothing is executed; whether an edit is valid is checked
+elsewhere (proposal.check, space.broken).
 """
 
 import ast
@@ -19,10 +19,10 @@ from typing import Any
 
 from lab.errors import one_line
 
-MAX_BYTES = 200_000  # upstream's train.py has 26 kB; beyond this it is not an edit
+MAX_BYTES = 200_000  # upstream's train.py has 26 kB
 MAX_DEPTH = 90  # nesting of the syntax tree; far above real code, far below Python's recursion limit
 UPPER_CASE = re.compile(r"[A-Z][A-Z0-9_]*\Z")
-ENCODING = re.compile(r"[ \t\f]*#.*?coding[:=]")  # PEP 263: the file would mean something else
+ENCODING = re.compile(r"[ \t\f]*#.*?coding[:=]")  # PEP 263: Python would decode the file differently
 
 
 class Rejected(Exception):
@@ -37,38 +37,38 @@ class Constant:
     line: int  # from 1
 
 
-@functools.lru_cache(maxsize=16)  # one proposal is looked at a dozen times
+@functools.lru_cache(maxsize=16)  # one proposal is parsed a dozen times
 def parse(source: str) -> ast.Module:
     """The syntax tree of `source`, to be read only. Raises Rejected for what is not plain, reasonably sized Python."""
     if len(source) > MAX_BYTES or len(source.encode("utf-8", "replace")) > MAX_BYTES:
-        raise Rejected(f"longer than {MAX_BYTES // 1000} kB")
+        raise Rejected(f"is longer than {MAX_BYTES // 1000} kB")
     if any(ENCODING.match(line) for line in source.split("\n", 2)[:2]):
         raise Rejected("declares a source encoding; write plain UTF-8")
     if "\r" in source:
         raise Rejected("has carriage returns; end lines with a newline alone")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a doubtful escape is no reason to print
+            warnings.simplefilter("ignore")  # such as an invalid escape sequence
             tree = ast.parse(source)
     except SyntaxError as error:
         raise Rejected(f"does not parse: {one_line(error.msg, 100)} (line {error.lineno})") from None
     except (ValueError, RecursionError, MemoryError, OverflowError) as error:
         raise Rejected(f"does not parse: {one_line(error, 100)}") from None
     if _depth(tree) > MAX_DEPTH:
-        raise Rejected("nested too deeply")
+        raise Rejected("is nested too deeply")
     return tree
 
 
 def read_source(path: Path, otherwise: str | None = None) -> str:
-    """A plain text file of reasonable size, without a byte order mark and carriage returns; `otherwise`, or Rejected,
-    for anything else."""
+    """The content of a regular UTF-8 file of reasonable size, without byte order mark and carriage returns. For any
+    other file returns `otherwise`, or raises Rejected without it."""
     try:
         status = path.lstat()
         if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_BYTES:
             return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
-        problem = "is no plain file" if not stat.S_ISREG(status.st_mode) else "is too long"
+        problem = "is not a regular file" if not stat.S_ISREG(status.st_mode) else "is too long"
     except FileNotFoundError:
-        problem = "is gone"
+        problem = "is missing"
     except UnicodeDecodeError:
         problem = "is not UTF-8"
     if otherwise is None:
@@ -107,7 +107,7 @@ def replace_definition(source: str, name: str, new_code: str) -> str:
     old = [node for node in parse(source).body if is_definition(node) and node.name == name]
     if len(old) != 1:
         raise Rejected(f"there is {'no' if not old else 'more than one'} top-level definition {name}")
-    lines = source.split("\n")  # whole lines: a comment may stand behind the last one
+    lines = source.split("\n")  # whole lines: a comment may follow the last one
     return "\n".join([*lines[: first_line(old[0]) - 1], new_code.strip("\n"), *lines[old[0].end_lineno :]])
 
 
@@ -115,9 +115,9 @@ def search_replace(source: str, search: str, replace: str) -> str:
     """`source` with `search` replaced where it occurs, which must be exactly once."""
     if not search.strip():
         raise Rejected("the search text is empty")
-    found = source.count(search)
-    if found != 1:
-        raise Rejected(f"the search text occurs {found} times, not once: {one_line(search, 60)}")
+    count = source.count(search)
+    if count != 1:
+        raise Rejected(f"the search text occurs {count} times, not once: {one_line(search, 60)}")
     return source.replace(search, replace)
 
 
@@ -130,24 +130,24 @@ def definition(source: str, name: str) -> str:
 
 
 def fingerprint(source: str, settings: Mapping[str, Any] | None = None) -> str:
-    """Digest of what the source does: comments, docstrings and layout dropped, constants by value.
+    """Digest of what the source does: without comments, docstrings and layout, constants by value.
 
-    With `settings`, `SETTINGS.key` and the literal it stands for are the same.
+    With `settings`, `SETTINGS.key` equals the literal that it stands for.
     """
     return digest(*skeleton(source, settings or {}))
 
 
 def skeleton(source: str, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """(digest of the program with its constants left blank, the constants' values): what `digest` joins.
+    """(digest of the program without the values of its constants, those values): what `digest` combines.
 
-    A menu of changed constants is compared with all history through this without parsing once per entry.
+    So a menu of changed constants is compared with the whole history without parsing once per entry.
     """
     return _skeleton(source, tuple(settings.items()))
 
 
 @functools.lru_cache(maxsize=16)
 def _skeleton(source: str, settings: tuple[tuple[str, Any], ...]) -> tuple[str, dict[str, Any]]:
-    tree = parse.__wrapped__(source)  # a tree of its own, to be changed
+    tree = parse.__wrapped__(source)  # not the cached tree: this one is changed
     assigned = _assigned(tree, dict(settings))
     for node, _ in assigned.values():
         node.value = ast.Constant(None)
@@ -185,7 +185,7 @@ def first_line(node: ast.AST) -> int:
 
 
 def _target(node: ast.stmt) -> str | None:
-    """The name that a top-level statement gives a value, if it is one UPPER_CASE name."""
+    """The UPPER_CASE name that a top-level statement assigns, if it assigns exactly one."""
     if isinstance(node, ast.Assign) and len(node.targets) == 1:
         target = node.targets[0]
     elif isinstance(node, ast.AnnAssign) and node.value is not None:
@@ -196,16 +196,16 @@ def _target(node: ast.stmt) -> str | None:
 
 
 def _assigned(tree: ast.Module, settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """name -> (statement, value) of the constants; a name assigned twice has no one value and is left out."""
-    found: dict[str, tuple[Any, Any]] = {}
+    """name -> (statement, value) of the constants; a name assigned twice is left out."""
+    assigned: dict[str, tuple[Any, Any]] = {}
     names = [_target(node) for node in tree.body]
     for node, name in zip(tree.body, names, strict=True):
         if name and names.count(name) == 1:
             try:
-                found[name] = (node, _value(node.value, settings))
+                assigned[name] = (node, _value(node.value, settings))
             except (ValueError, KeyError, TypeError, ArithmeticError):
-                continue  # computed: not a constant that can be set by hand
-    return found
+                continue  # computed, so not a constant that can be set
+    return assigned
 
 
 def _value(node: ast.expr, settings: Mapping[str, Any]) -> Any:
@@ -228,7 +228,7 @@ def _value(node: ast.expr, settings: Mapping[str, Any]) -> Any:
 
 
 def _comment(lines: list[str], node: ast.stmt) -> str:
-    """The comment behind a statement; offsets of the syntax tree count UTF-8 bytes."""
+    """The comment after a statement; offsets of the syntax tree count UTF-8 bytes."""
     rest = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode()
     return rest.partition("#")[2].strip()
 

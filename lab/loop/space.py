@@ -1,9 +1,9 @@
-"""The search space of the constants block: which values are worth a try, and which are impossible.
+"""The search space of the constants block: which values are worth trying, and which are impossible.
 
-What a constant is follows from its name and value (`MATRIX_LR = 0.02` is a rate, `ROWS = 64` a power of two), so
-that a block that an experiment has changed still has a space. `allowed_values` is a menu of neighbours, current
-value left out; `broken` states the constraints that a run would die of, in words. The sampler and the small local
-models choose from these menus, so neither can propose an impossible batch. The dtype is left to the machine.
+The kind of a constant follows from its name and value (`MATRIX_LR = 0.02` is a rate, `ROWS = 64` a power of two), so
+that a block changed by an experiment still has a search space. `allowed_values` lists neighbours of the current value;
+`broken` names a constraint that would make a run fail. The sampler and small local models choose from these menus, so
+they cannot propose an impossible batch. The dtype is not searched: it depends on the machine.
 """
 
 import functools
@@ -18,11 +18,11 @@ RATE_FACTORS = (0.5, 0.63, 0.8, 1.25, 1.6, 2.0)  # a third of an octave apart
 SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 MOMENTA = (0.5, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.965, 0.98, 0.99, 0.995, 0.999)
 WINDOWS = ("L", "SL", "SSL", "SSSL", "SSSSL", "S")
-LARGEST = 2**40  # beyond any size, rate or count that fits a machine
-OWNED = re.compile(r"SEED|MINUTES|BUDGET|SEQUENCE_LENGTH|MAX_SEQ_LEN|VOCAB")  # the task's, not a dial
+LARGEST = 2**40  # larger than any size, rate or count that fits a machine
+OWNED = re.compile(r"SEED|MINUTES|BUDGET|SEQUENCE_LENGTH|MAX_SEQ_LEN|VOCAB")  # fixed by the task
 NEIGHBOURS = 3  # grid values offered on either side of the current one
 
-# One meaning, the names it goes by: ours first, then upstream's. Looked up in the file, then in the settings.
+# Meaning -> names: ours first, then upstream's. Looked up in the file, then in the settings.
 ALIASES = {
     "tokens": ("TOKENS_PER_STEP", "TOTAL_BATCH_SIZE"),
     "rows": ("ROWS", "DEVICE_BATCH_SIZE"),
@@ -47,7 +47,7 @@ KINDS = (  # the first pattern found in the name decides
 
 
 def kind(constant: Constant) -> str:
-    """What sort of quantity a constant is: its name decides, then its type."""
+    """The kind of quantity that a constant is: by its name, then by its type."""
     value, named = constant.value, _named(constant.name)
     if isinstance(value, bool):
         return "switch"
@@ -66,7 +66,7 @@ def _named(name: str) -> str:
 
 
 def allowed_values(name: str, block: Mapping[str, Constant], settings: Mapping[str, Any]) -> list[Any]:
-    """Values worth trying for one constant, the others as they are: ascending, the current one left out."""
+    """Values worth trying for one constant, with the others unchanged: ascending, without the current value."""
     constant = block[name]
     values = {key: item.value for key, item in block.items()}
     options = {option for option in _candidates(constant) if option != constant.value}
@@ -74,7 +74,7 @@ def allowed_values(name: str, block: Mapping[str, Constant], settings: Mapping[s
 
 
 def menu(source: str, settings: Mapping[str, Any], tried: Iterable[str] = ()) -> dict[str, list[Any]]:
-    """Per constant, the allowed values that make a file not in `tried` (fingerprints); no empty entries."""
+    """Per constant, the allowed values whose file is not in `tried` (fingerprints); no empty entries."""
     block, tried = constants(source, settings), frozenset(tried)
     blank, values = skeleton(source, settings)
     offered = {name: allowed_values(name, block, settings) for name in block}
@@ -100,7 +100,7 @@ def coerce(constant: Constant, value: Any) -> Any:
 
 
 def broken(values: Mapping[str, Any], settings: Mapping[str, Any]) -> str | None:
-    """The first constraint that these constants break, in words, or None. What is unknown is not judged."""
+    """The first constraint that these constants break, in words, or None. Unknown constants are not checked."""
     for reason, holds in _rules(values, settings):
         if not holds:
             return reason
@@ -115,7 +115,7 @@ def _rules(values: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterable[t
         yield f"{ALIASES[meaning][0]} must be positive", size is None or size > 0
     if tokens and rows and sequence:
         per_pass = rows * sequence * settings.get("processes", 1)
-        yield f"{tokens} tokens per step is no multiple of {per_pass}, those of a pass", tokens % per_pass == 0
+        yield f"{tokens} tokens per step is not a multiple of the {per_pass} per pass", tokens % per_pass == 0
     if part["head_dim"]:
         yield f"head_dim {part['head_dim']} must be even", part["head_dim"] % 2 == 0
     if part["head_dim"] and part["width"]:
@@ -193,11 +193,11 @@ def _candidates(constant: Constant) -> list[Any]:
 
 def _one_changed(constant: Constant) -> list[tuple[Any, ...]]:
     """A tuple's neighbours: one component changed, the others kept."""
-    found = []
+    options = []
     for index, item in enumerate(constant.value):
         for option in _candidates(Constant(constant.name, item, "", 0)) if type(item) in (int, float) else ():
-            found.append((*constant.value[:index], option, *constant.value[index + 1 :]))
-    return found
+            options.append((*constant.value[:index], option, *constant.value[index + 1 :]))
+    return options
 
 
 def _near(grid: tuple[float, ...], value: float) -> list[float]:

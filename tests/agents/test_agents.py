@@ -241,9 +241,9 @@ def test_a_tools_own_dot_files_are_its_own_business(tmp_path):
         (f"{EDIT}\nopen('prepare.py', 'w').write('x')", "changes prepare.py"),
         (f"{EDIT}\nopen('program.md', 'a').write('x')", "changes program.md"),
         (f"{EDIT}\nos.makedirs('lab/a'); open('lab/a/score.py', 'w').write('x')", "changes lab/a/score.py"),
-        ("os.remove('train.py')", "train.py is gone"),
-        ("os.remove('train.py'); os.symlink('/etc/passwd', 'train.py')", "no plain file"),
-        ("os.remove('train.py'); os.mkfifo('train.py')", "no plain file"),
+        ("os.remove('train.py')", "train.py is missing"),
+        ("os.remove('train.py'); os.symlink('/etc/passwd', 'train.py')", "not a regular file"),
+        ("os.remove('train.py'); os.mkfifo('train.py')", "not a regular file"),
         ("open('train.py', 'wb').write(b'\\xff\\xfe')", "not UTF-8"),
         ("open('train.py', 'w').write('def (')", "does not parse"),
         ("open('train.py', 'a').write('#' * 300_000)", "too long"),
@@ -266,7 +266,7 @@ def test_a_command_may_repair_twice():
 def test_a_refused_change_goes_back_with_its_reason_and_its_file(tmp_path):
     text = (
         "brief = pathlib.Path('briefing.md').read_text(); p = pathlib.Path('train.py'); code = p.read_text()\n"
-        "again = 'was refused' in brief and 'nothing defines' in brief and 'missing_name' in code\n"
+        "again = 'was refused' in brief and 'not defined' in brief and 'missing_name' in code\n"
         "change = ('missing_name', '0.5') if again else ('return 1.0', 'return missing_name')\n"
         "p.write_text(code.replace(*change))"
     )
