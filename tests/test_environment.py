@@ -17,7 +17,7 @@ def checkout(tmp_path_factory):
     return Checkout(tmp_path_factory.mktemp("environment"))
 
 
-def told(checkout: Checkout, *arguments: object, **more: str) -> str:
+def output(checkout: Checkout, *arguments: object, **more: str) -> str:
     """What a command that has to succeed prints with these variables."""
     env = environment(checkout.cache, **more)
     done = subprocess.run(checkout.command(*arguments), cwd=checkout.folder, env=env, capture_output=True, timeout=240)
@@ -29,13 +29,13 @@ def test_a_terminal_that_knows_ascii_alone_shows_question_marks_and_files_stay_u
     source = checkout.folder / "train.py"
     source.write_text(source.read_text(encoding="utf-8") + "# größer als µ\n", encoding="utf-8")
     checkout.git("-c", "user.name=u", "-c", "user.email=u@localhost", "commit", "--quiet", "-am", "größer")
-    told(checkout, "train.py", "--steps", 2, **ASCII)
-    printed = told(checkout, *NIGHT, "ascii", **ASCII)
+    output(checkout, "train.py", "--steps", 2, **ASCII)
+    printed = output(checkout, *NIGHT, "ascii", **ASCII)
     assert "±" not in printed
     assert "?" in printed
     worktree = checkout.folder / "nights" / "ascii" / "worktree" / "train.py"
     worktree.write_text(worktree.read_text(encoding="utf-8").replace("FINAL_LR = SETTINGS.final_lr", "FINAL_LR = 0.02"))
-    told(checkout, "agent_loop.py", "try", "--tag", "ascii", "--rigor", "none", "-m", "kürzer", **ASCII)
+    output(checkout, "agent_loop.py", "try", "--tag", "ascii", "--rigor", "none", "-m", "kürzer", **ASCII)
     assert "kürzer" in (checkout.folder / "nights" / "ascii" / "results.tsv").read_text(encoding="utf-8")
 
 
@@ -46,8 +46,8 @@ def test_a_report_is_written_whatever_the_environment_holds(checkout, tmp_path, 
     rc = tmp_path / "matplotlibrc"
     rc.write_text("text.usetex: True\n", encoding="utf-8")
     if not (checkout.folder / "nights" / "drawn").is_dir():
-        told(checkout, *NIGHT, "drawn")
-    told(checkout, "agent_loop.py", "report", "--tag", "drawn", "--no-stories", MATPLOTLIBRC=str(rc), **more)
+        output(checkout, *NIGHT, "drawn")
+    output(checkout, "agent_loop.py", "report", "--tag", "drawn", "--no-stories", MATPLOTLIBRC=str(rc), **more)
 
 
 def test_make_keeps_pythons_own_variables_from_the_commands(checkout, tmp_path):

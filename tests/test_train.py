@@ -465,8 +465,8 @@ def test_a_diverged_run_fails_fast(prepared, tmp_path, old, new):
     done, losses = run_train(prepared, f"diverged-{len(new)}", "--steps", "200", source=source)
     assert done.returncode == 1
     assert len(losses) < 50
-    told = summary(done.stderr, tmp_path / "none", "exit 1")
-    assert told.message.startswith("error: the run diverged: the loss is"), done.stderr  # what a night passes on
+    crash = summary(done.stderr, tmp_path / "none", "exit 1")
+    assert crash.message.startswith("error: the run diverged: the loss is"), done.stderr  # what a night passes on
     assert "Traceback" not in done.stderr
     assert "val_bpb" not in done.stdout
 

@@ -1,6 +1,6 @@
-"""git, called so that nothing inherited decides what it does: not the environment, not the user's configuration.
+"""git, called independently of the environment and of the user's configuration.
 
-The repository is always named, never searched for: git would look for it in the folders above, and there may be one.
+The repository is always passed explicitly: otherwise git would search the parent folders, and might find another one.
 """
 
 import os
@@ -14,8 +14,8 @@ from pathlib import Path
 from lab.errors import UserError
 
 SECONDS = 300.0  # a checkout on a slow disk takes seconds
-ADVICE = "clone the project with `git clone`, or there: git init && git add -A && git commit -m start"
-# A repository's own configuration is read whatever the environment says, so each line here beats it.
+ADVICE = "clone the project with `git clone`, or run there: git init && git add -A && git commit -m start"
+# git always reads a repository's own configuration; these override it.
 SETTINGS = {
     "core.hooksPath": os.devnull,
     "core.fsmonitor": "false",
@@ -25,8 +25,8 @@ SETTINGS = {
     "core.eol": "lf",
     "core.safecrlf": "false",
     "core.sparseCheckout": "false",
-    "core.ignoreStat": "false",  # files would count as unchanged
-    "core.fsync": "loose-object",  # the journal, which is synced, names them
+    "core.ignoreStat": "false",  # true makes files count as unchanged
+    "core.fsync": "loose-object",  # the journal, which is synced, refers to them
     "core.quotePath": "false",
     "commit.gpgSign": "false",
     "gc.auto": "0",
@@ -37,13 +37,13 @@ SETTINGS = {
     "log.showSignature": "false",
     "color.ui": "false",
 }
-WHOM = ("AUTHOR", "COMMITTER")
+ROLES = ("AUTHOR", "COMMITTER")
 
 
 def git(folder: Path, *arguments: str, text: str = "", check: bool = True, strip: bool = True,
         env: Mapping[str, str] | None = None) -> str:  # fmt: skip
-    """What git prints for the checkout whose top is `folder`; `text` is its input. Raises UserError with git's reason
-    when it fails, or, unless `check`, returns ""."""
+    """The output of git for the checkout at `folder`; `text` is its input. On failure raises UserError with git's
+    reason, or returns "" without `check`."""
     at = (f"--git-dir={folder / '.git'}", f"--work-tree={folder}")
     data = text.encode(errors="surrogateescape")  # names of files are bytes
     try:
@@ -56,8 +56,8 @@ def git(folder: Path, *arguments: str, text: str = "", check: bool = True, strip
 
 
 def run(folder: Path, *arguments: str, data: bytes = b"", env: Mapping[str, str] | None = None) -> bytes:
-    """What git prints, started in `folder`, in a session of its own: a keyboard's Ctrl-C is not for it, and it can ask
-    nobody for a password. Raises UserError when it fails or takes too long."""
+    """The output of git, run in `folder` in its own session: Ctrl-C does not reach it, and it cannot prompt for a
+    password. Raises UserError when it fails or takes too long."""
     settings = [word for key, value in SETTINGS.items() for word in ("-c", f"{key}={value}")]
     command = [word.encode(errors="surrogateescape") for word in ("git", *settings, *arguments)]  # whatever the locale
     try:
@@ -66,11 +66,11 @@ def run(folder: Path, *arguments: str, data: bytes = b"", env: Mapping[str, str]
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
     except FileNotFoundError as error:
-        missing = "git is not installed; the loop keeps its history in it" if folder.is_dir() else f"{folder} is gone"
-        raise UserError(missing) from error
+        missing = "git is not installed; install it, then run again"
+        raise UserError(missing if folder.is_dir() else f"the folder {folder} does not exist") from error
     with process:
         try:
-            printed, told = process.communicate(data, SECONDS)
+            printed, errors = process.communicate(data, SECONDS)
         except BaseException as error:
             with suppress(OSError):  # it has just ended
                 os.killpg(process.pid, signal.SIGKILL)
@@ -78,31 +78,31 @@ def run(folder: Path, *arguments: str, data: bytes = b"", env: Mapping[str, str]
                 raise UserError(f"git took longer than {SECONDS:.0f} s in {folder}; run again") from None
             raise
     if process.returncode:
-        raise UserError(f"git failed in {folder}: {_reason(told.decode(errors='replace'), process.returncode)}")
+        raise UserError(f"git failed in {folder}: {_reason(errors.decode(errors='replace'), process.returncode)}")
     return printed
 
 
-def _reason(told: str, status: int) -> str:
-    """git's own: its first error, else its last line."""
-    lines = told.strip().splitlines() or [f"exit status {status}"]
+def _reason(errors: str, status: int) -> str:
+    """git's first error, else the last line that it printed."""
+    lines = errors.strip().splitlines() or [f"exit status {status}"]
     return next((line for line in lines if line.startswith(("error: ", "fatal: "))), lines[-1])
 
 
 def inherited() -> dict[str, str]:
-    """The environment without what would point git into another repository."""
+    """The environment without git's variables, which could point it to another repository."""
     return {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
 
 
 def environment(name: str = "autoresearch", email: str = "autoresearch@localhost") -> dict[str, str]:
-    """git's: no configuration of user or machine, nobody to ask, and this identity, so that none is searched for."""
-    identity = {f"GIT_{who}_{key}": value for who in WHOM for key, value in (("NAME", name), ("EMAIL", email))}
-    none = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "GIT_ATTR_NOSYSTEM": "1"}
-    nobody = {"GIT_TERMINAL_PROMPT": "0", "GIT_ASKPASS": "false", "GIT_EDITOR": "false", "GIT_PAGER": "cat"}
-    return inherited() | identity | none | nobody | {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+    """Environment for git: no configuration of user or system, no prompts, and this identity."""
+    identity = {f"GIT_{role}_{key}": value for role in ROLES for key, value in (("NAME", name), ("EMAIL", email))}
+    no_configuration = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "GIT_ATTR_NOSYSTEM": "1"}
+    no_prompts = {"GIT_TERMINAL_PROMPT": "0", "GIT_ASKPASS": "false", "GIT_EDITOR": "false", "GIT_PAGER": "cat"}
+    return inherited() | identity | no_configuration | no_prompts | {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
 
 
 def users(folder: Path) -> dict[str, str]:
-    """The environment for a commit by the user, where git knows name and address; else ours."""
+    """The environment for a commit by the user if git is configured with name and email, else by our default."""
     at = (f"--git-dir={folder / '.git'}", "config", "--get")
     try:
         known = [run(folder, *at, key, env=inherited()).decode().strip() for key in ("user.name", "user.email")]
@@ -112,17 +112,17 @@ def users(folder: Path) -> dict[str, str]:
 
 
 def unfiltered(folder: Path) -> list[str]:
-    """Settings for what writes files: they turn off the filters that this repository's info/attributes may ask for."""
+    """Options that turn off the repository's filters, for commands that write files."""
     at = (f"--git-dir={folder / '.git'}", "config", "--name-only", "--get-regexp", r"^filter\.")
     try:
         keys = os.fsdecode(run(folder, *at)).splitlines()
-    except UserError:  # there are none
+    except UserError:  # no filters are configured
         return []
     return [word for key in keys for word in ("-c", f"{key}={'false' if key.endswith('.required') else ''}")]
 
 
 def branch(folder: Path) -> str:
-    """The full name of the branch that the git folder of a checkout is on, "" without one."""
+    """The full name of the branch that this git folder has checked out, "" without one."""
     try:
         return os.fsdecode(run(folder, f"--git-dir={folder}", "symbolic-ref", "--quiet", "HEAD")).strip()
     except UserError:
@@ -130,29 +130,29 @@ def branch(folder: Path) -> str:
 
 
 def repository(checkout: Path) -> Path:
-    """git's folder of this checkout, shared by its worktrees. Raises UserError unless the checkout's top is this folder
-    and it has a commit: one that was unpacked, or copied from a worktree, has no repository of its own."""
+    """The git folder of this checkout, shared by its worktrees. Raises UserError unless `checkout` is the top of a
+    repository with a commit: an unpacked archive, or a copy of a worktree, has no repository of its own."""
     own = checkout / ".git"
-    told = UserError(f"{checkout} has no git repository of its own, in which a night keeps its history; {ADVICE}")
+    missing = UserError(f"{checkout} has no git repository of its own, which a night needs; {ADVICE}")
     at = ("--git-dir=.git", "rev-parse", "--show-toplevel", "--absolute-git-dir", "--git-common-dir")
     try:
         top, folder, common = ((checkout / path).resolve() for path in os.fsdecode(run(checkout, *at)).splitlines())
     except UserError as error:
-        raise (error if own.is_dir() else told) from None
+        raise (error if own.is_dir() else missing) from None
     if top != checkout.resolve() or (folder != common and named(folder) != own.resolve()):
-        raise told
+        raise missing
     if not git(checkout, "rev-parse", "--verify", "--quiet", "HEAD", check=False):
-        raise UserError(f"the repository of {checkout} has no commit yet; there: git add -A && git commit -m start")
+        raise UserError(f"the repository {checkout} has no commit yet; run there: git add -A && git commit -m start")
     return common
 
 
 def named(entry: Path) -> Path | None:
-    """The .git file of the worktree that an entry in a repository is of."""
+    """The .git file of the worktree that belongs to an entry in .git/worktrees."""
     return _pointer(entry / "gitdir", entry)
 
 
 def entry(own: Path) -> Path | None:
-    """The entry that a worktree's .git file names."""
+    """The entry in .git/worktrees that a worktree's .git file points to."""
     return _pointer(own, own.parent, "gitdir: ") if own.is_file() and not own.is_symlink() else None
 
 

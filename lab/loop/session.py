@@ -23,7 +23,7 @@ from lab.trial.child import interrupts_left_to_child
 from lab.trial.runner import Runner
 from lab.trial.sandbox import available, self_test
 
-RESUME_HOURS = 6.0  # after its last record a night of yesterday's date goes on under that name
+RESUME_HOURS = 6.0  # after its last record, a night tagged with yesterday's date is resumed
 
 NIGHTS = ROOT / "nights"
 
@@ -31,7 +31,7 @@ Log = Callable[[str], None]
 
 
 def tonight(nights: Path, now: datetime) -> str:
-    """The tag of a night without one: today's date, or yesterday's while that night goes on past midnight."""
+    """The default tag: today's date, or yesterday's if that night is still running past midnight."""
     today, yesterday = (f"{day:%b%d}".lower() for day in (now, now - timedelta(days=1)))
     journal = nights / yesterday / "journal.jsonl"
     recent = journal.is_file() and now.timestamp() - journal.stat().st_mtime < RESUME_HOURS * 3600
@@ -39,20 +39,20 @@ def tonight(nights: Path, now: datetime) -> str:
 
 
 def tags() -> list[str]:
-    """Nights with a journal, the one that changed last at the end."""
+    """Tags of the nights with a journal; the one that changed last is the last."""
     journals = sorted(NIGHTS.glob("*/journal.jsonl"), key=lambda path: path.stat().st_mtime)
     return [path.parent.name for path in journals if not path.parent.is_symlink()]
 
 
 def latest_tag() -> str:
-    """The tag whose journal changed last. Raises UserError when there is none."""
+    """The tag with the journal that changed last. Raises UserError when there is none."""
     if not tags():
         raise UserError("there is no night yet; start one with: python agent_loop.py run --tag NAME")
     return tags()[-1]
 
 
 def existing(tag: str | None) -> str:
-    """The tag of a night that is there, the latest for none. Raises UserError when there is no such night."""
+    """`tag`, or the latest one for None. Raises UserError when there is no such night."""
     if tag and tag not in tags():
         raise UserError(f"there is no night {tag}; there are: {', '.join(sorted(tags())) or 'none'}")
     return tag or latest_tag()
@@ -60,8 +60,8 @@ def existing(tag: str | None) -> str:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Make a night's folder and hold its lock; a folder in which nothing came to be is removed again. Raises UserError
-    where no night can be: before it is made."""
+    """Create a night's folder and hold its lock; a folder that stays empty is removed. Raises UserError, before
+    anything is created, where a night is impossible."""
     repository(ROOT)
     inside(folder / "lock", ROOT)
     made = not folder.exists()
@@ -69,7 +69,7 @@ def held(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be made ({error.strerror}); clone the project to where you may write"
+            f"cannot create {folder} ({error.strerror}); clone the project into a folder that you can write to"
         ) from None
     with lock(folder / "lock"):
         try:
@@ -81,14 +81,14 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def night_settings(folder: Path, preset: str | None, minutes: float | None, verbosity: int = NORMAL) -> dict[str, Any]:
-    """The task of a night, fixed when it begins: a resumed night may not change it."""
+    """The task of a night, fixed when it starts: a resumed night cannot change it."""
     path = folder / "settings.json"
     if path.is_file():
         settings = read_record(path, "restore it, or choose another --tag")
         if (preset and preset != settings["preset"]["name"]) or (minutes and minutes != settings["minutes"]):
             raise UserError(
                 f"{folder.name} has preset {settings['preset']['name']} and {settings['minutes']:g} minutes; leave "
-                "them out to go on with it, or choose another --tag"
+                "these options out to resume it, or choose another --tag"
             )
         return settings
     if preset:
@@ -98,10 +98,10 @@ def night_settings(folder: Path, preset: str | None, minutes: float | None, verb
         with interrupts_left_to_child():
             status = subprocess.run(prepare, cwd=ROOT, stdout=subprocess.DEVNULL if quiet else None).returncode
         if status:
-            sys.exit(status)  # it has said why
+            sys.exit(status)  # prepare has printed its error
     if not current_path().is_file():
         raise UserError("nothing is prepared yet; add --preset offline, or run `make prepare` first")
-    settings = read_record(current_path(), "`make prepare` writes it anew")
+    settings = read_record(current_path(), "`make prepare` writes a new one")
     settings |= {"minutes": minutes or settings["preset"]["task"]["minutes"], "steps": None}
     write_atomic(path, json.dumps(settings, indent=1))
     return settings
@@ -112,7 +112,7 @@ def open_night(
 ) -> tuple[Branch, Journal, Runner]:
     """The parts of a night, new or resumed. The caller holds its lock (`held`).
 
-    Raises UserError when nothing is prepared, the prepared data is gone, or the tag is used for something else."""
+    Raises UserError when nothing is prepared, the prepared data is missing, or the tag is used for something else."""
     settings = night_settings(folder, preset, minutes, verbosity)
     kind = chosen_sandbox(sandbox)
     if kind in ("seatbelt", "landlock"):  # no loopback network inside: one process trains
@@ -131,18 +131,18 @@ def open_night(
 
 
 def chosen_sandbox(wanted: str) -> str:
-    """The kind of sandbox for a night. Raises UserError when the one that is asked for does not hold here."""
+    """The kind of sandbox for a night. Raises UserError when the requested one does not work here."""
     kind = available() if wanted == "auto" else wanted
     if kind == "none":
-        what = "no sandbox: train.py, written by an agent, can read and write whatever you can, and the network"
+        what = "no sandbox: train.py, written by an agent, can use the network and read and write all your files"
         print(f"warning: {what}", file=sys.stderr)
     elif fault := self_test(kind):
-        raise UserError(f"the sandbox {kind} does not hold here ({fault}); choose another, or --sandbox none")
+        raise UserError(f"the sandbox {kind} does not work here ({fault}); choose another, or --sandbox none")
     return kind
 
 
 def keep_edit(branch: Branch, journal: Journal) -> None:
-    """Save an edit of the worktree's train.py that is on no commit, before anything resets it; say where."""
+    """Save an uncommitted edit of the worktree's train.py before it is reset, and log where."""
     edited = branch.worktree / "train.py"
     if not os.path.lexists(edited):
         return
@@ -155,32 +155,32 @@ def keep_edit(branch: Branch, journal: Journal) -> None:
         write_atomic(saved, edited.read_bytes())
     else:
         edited.rename(saved)
-    log(f"train.py of the worktree was edited; the edit is saved as {saved}")
+    log(f"the worktree's train.py was edited; the edit is saved as {saved}")
 
 
 def read_edit(path: Path) -> str | None:
-    """The text of an edited train.py, None where there is none. Raises UserError and leaves what cannot be read."""
+    """The text of an edited train.py, None if there is none. Raises UserError, and keeps the file, if it is invalid."""
     try:
         return read_source(path) if os.path.lexists(path) else None
     except Rejected as reason:
-        raise UserError(f"{reason}; mend {path}, then try again") from None
+        raise UserError(f"{reason}; fix {path}, then try again") from None
 
 
 def next_time(at: time) -> datetime:
-    """The next moment at which it is this time of day."""
+    """The next occurrence of this time of day."""
     today = datetime.combine(datetime.now().date(), at)
     return today + timedelta(days=today <= datetime.now())
 
 
 def stopper(deadline: datetime | None, log: Log) -> Callable[[], str]:
-    """Says when to end: at the deadline, or after the first Ctrl-C or TERM; the second Ctrl-C ends at once."""
+    """A function that returns why to stop, or "": the deadline, or the first Ctrl-C or TERM. A second stops at once."""
     asked = []
 
     def ask(*_: Any) -> None:
         asked.append(True)
         if len(asked) > 1:
             raise KeyboardInterrupt
-        log("stopping after this experiment; once more to stop at once (nothing is lost)")
+        log("stopping after this experiment; press Ctrl-C again to stop at once (nothing is lost)")
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ask)

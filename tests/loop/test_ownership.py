@@ -1,4 +1,4 @@
-"""Nothing that is not a night's own is entered, reset or removed: a file is planted wherever one could be lost."""
+"""A night never enters, resets or removes what is not its own: a file is planted wherever one could be lost."""
 
 import json
 import os
@@ -91,7 +91,7 @@ def agrees(checkout: Checkout, tag: str) -> bool:
 @pytest.mark.parametrize(
     "name", ["GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY"]
 )
-def test_gits_variables_name_a_foreign_folder_in_vain(checkout, tmp_path, name):
+def test_gits_environment_variables_have_no_effect(checkout, tmp_path, name):
     theirs = repository(tmp_path / "theirs")
     inner = {"GIT_WORK_TREE": "", "GIT_INDEX_FILE": ".git/index", "GIT_OBJECT_DIRECTORY": ".git/objects"}
     before = sorted(path for path in theirs.rglob("*") if "objects" in path.parts)
@@ -150,7 +150,7 @@ CONFIGURATION = """
 
 @pytest.fixture(params=["global", "local"])
 def configured(request, tmp_path, night, monkeypatch):
-    """A night in whose way stands everything that a configuration can put there."""
+    """A night in a checkout with every configuration that could interfere."""
     hooks = tmp_path / "hooks"
     hooks.mkdir()
     for name in HOOKS:
@@ -198,8 +198,8 @@ def test_a_commit_is_by_the_user_where_name_and_address_are_known(night, tmp_pat
     n = night()
     commit = n.branch.commit("x = 1  # ±\n", "wider: ±")
     assert n.branch.source(commit) == "x = 1  # ±\n"
-    told = git(n.branch.worktree, "show", "-s", "--format=%an <%ae>|%cn <%ce>|%B", commit)
-    assert told == f"{author}|{author}|wider: ±"
+    shown = git(n.branch.worktree, "show", "-s", "--format=%an <%ae>|%cn <%ce>|%B", commit)
+    assert shown == f"{author}|{author}|wider: ±"
 
 
 def test_a_git_that_hangs_is_ended_with_its_children_and_one_line(tmp_path, monkeypatch):
@@ -236,7 +236,7 @@ BAD_TAGS = ["..", "../x", ".", "", " ", "a b", "a/b", "/tmp/x", ".hidden", "-das
 
 
 @pytest.mark.parametrize("tag", BAD_TAGS)
-def test_a_tag_that_git_or_a_shell_reads_otherwise_is_none(tag):
+def test_a_tag_that_git_or_a_shell_would_misread_is_invalid(tag):
     with pytest.raises(UserError, match="letters, digits") as refused:
         check_tag(tag)
     assert str(refused.value).isprintable()
@@ -386,7 +386,7 @@ def test_a_worktree_that_is_lost_during_a_run_is_made_again_and_the_checkout_is_
     assert untouched(theirs)
     assert git(worktree, "rev-parse", "HEAD") == n.journal.state.head() == git(user, "rev-parse", "autoresearch/n")
     assert git(worktree, "status", "--porcelain") == ""
-    if how in ("pruned", "repository"):  # whose the files are is not known any more
+    if how in ("pruned", "repository"):  # the owner of the files is not known any more
         assert (worktree.with_name("worktree-1") / "mine.txt").is_file()
 
 
@@ -474,7 +474,7 @@ def test_without_a_repository_of_its_own_a_night_is_refused_in_one_line(base, tm
     assert git(theirs, "for-each-ref", "--format=%(refname)") == "refs/heads/main"
 
 
-def test_a_checkout_in_which_no_folder_can_be_made_is_told_in_one_line(empty):
+def test_a_checkout_in_which_no_folder_can_be_created_is_one_error(empty):
     (empty.folder / "nights").write_text("mine")
     assert "clone the project to where you may write" in refusal(empty.python(*RESUME, "new", check=False))
     assert (empty.folder / "nights").read_text() == "mine"
@@ -502,9 +502,9 @@ def test_another_checkout_does_not_remove_what_a_night_needs(base, tmp_path):
     one.python(*RESUME, "n", **cache)
     text = base.folder.parent / "text.jsonl"
     two.python("prepare.py", "--no-fit", "--preset", "offline", "--vocab", "300", "--files", text, **cache)
-    told = two.python("prepare.py", "clean", "--all", **cache).stdout
-    assert (needed / "manifest.json").is_file(), told
-    assert f"(kept: for night n in {one.folder})" in told
+    printed = two.python("prepare.py", "clean", "--all", **cache).stdout
+    assert (needed / "manifest.json").is_file(), printed
+    assert f"(kept: for night n in {one.folder})" in printed
     shutil.rmtree(one.folder)
     assert "removed 1," in two.python("prepare.py", "clean", "--all", **cache).stdout
 
@@ -533,7 +533,7 @@ def test_a_night_with_damaged_settings_may_need_anything(prepared, cache, tmp_pa
 
 @needs_sandbox
 @pytest.mark.parametrize("when", ["before", "during"])
-def test_a_night_whose_prepared_data_is_gone_ends_by_name_and_refuses_nothing(checkout, tmp_path, when):
+def test_a_night_with_missing_prepared_data_ends_with_an_error_and_refuses_nothing(checkout, tmp_path, when):
     settings = checkout.folder / "nights/n/settings.json"
     record = json.loads(settings.read_text())
     shutil.copytree(record["prepared"], tmp_path / "data")
