@@ -7,9 +7,7 @@ business). It runs with the user's environment and rights, being the user's own 
 children when its time is over or it has printed without end. A refused change goes back to it, twice at most.
 """
 
-import contextlib
 import os
-import signal
 import stat
 import subprocess
 import tempfile
@@ -25,6 +23,7 @@ from lab.files import sha256
 from lab.loop import git
 from lab.loop.proposal import Proposal, check, describe, in_words
 from lab.loop.source import Rejected, read_source
+from lab.trial.sandbox import launcher
 
 REPAIRS = 2  # times that a refused change goes back
 BRIEFING_TOKENS = 20_000
@@ -80,12 +79,13 @@ class Command:
         return _digests(scratch)
 
     def _run(self, scratch: Path) -> str:
-        """Run the command to its end, in a process group that is gone afterwards; the end of what it printed."""
+        """Run the command until it and all its descendants are gone. Returns the end of its output."""
+        supervisor = [*launcher("lab.trial.supervise", "supervise"), str(GRACE_SECONDS)]
         with tempfile.TemporaryFile() as output:
             process = subprocess.Popen(
-                ["/bin/sh", "-c", self.command],
+                [*supervisor, "/bin/sh", "-c", self.command],
                 cwd=scratch,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=git.inherited(),
@@ -94,7 +94,8 @@ class Command:
             try:
                 reason = self._watch(process, output)
             finally:
-                _end(process)
+                process.stdin.close()  # the supervisor ends whatever is left
+                process.wait()
             printed = _tail(output)
         if reason or process.returncode:
             reason = reason or f"ended with status {process.returncode}"
@@ -123,21 +124,6 @@ class Command:
         edit = describe(source, briefing.source, briefing.settings)
         hypothesis = read_source(scratch / HYPOTHESIS, otherwise="").strip() or _last_line(printed) or in_words(edit)
         return Proposal(source, hypothesis, self.name, edit)
-
-
-def _end(process: subprocess.Popen) -> None:
-    """End the whole process group: asked first, killed after a grace; what it left behind is killed too."""
-    if process.poll() is None:
-        _signal(process, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE_SECONDS)
-    _signal(process, signal.SIGKILL)
-    process.wait()
-
-
-def _signal(process: subprocess.Popen, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS answers EPERM for a group of zombies
-        os.killpg(process.pid, number)
 
 
 def _commit(scratch: Path) -> None:

@@ -1,11 +1,14 @@
 """Briefing, sampler, hybrid, and the command agent with real scripts in real processes."""
 
+import contextlib
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from experiment import PROGRAM, SETTINGS, SOURCE, briefing, long_history, night, outcome
@@ -17,6 +20,8 @@ from lab.agents.search import Search
 from lab.errors import UserError
 from lab.loop.proposal import Proposal, describe
 from lab.loop.source import fingerprint, set_constant
+
+needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads /proc")
 
 # The briefing
 
@@ -324,3 +329,73 @@ def test_importing_the_agents_does_nothing():
     code = "import lab.agents, lab.agents.command, lab.agents.hybrid, lab.agents.search, lab.agents.ollama"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=os.getcwd())
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+DETACHED = {
+    "setsid": "subprocess.Popen(['sleep', '60'], start_new_session=True)",
+    "nohup": "subprocess.Popen('nohup sleep 60 >/dev/null 2>&1 &', shell=True).wait()",
+    "double fork": "os.fork() or (os.setsid(), os.fork() and os._exit(0), os.execvp('sleep', ['sleep', '60']))",
+    "daemon": "os.fork() or (os.setsid(), os.fork() and os._exit(0), os.chdir('/'), os.closerange(0, 100), "
+    "os.execvp('sleep', ['sleep', '60']))",
+    "deaf": "subprocess.Popen(['sh', '-c', 'trap \"\" TERM HUP; sleep 60 & wait; sleep 60'], start_new_session=True)",
+    "stopped": "os.kill(subprocess.Popen(['sleep', '60'], start_new_session=True).pid, 19)",
+}
+MARK = "AUTORESEARCH_TEST_MARK"
+
+
+def marked(mark: str) -> list[str]:
+    """The living processes that inherited this mark in their environment."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            inherited = Path("/proc", pid, "environ").read_bytes().split(b"\0")
+            found += [pid] * (f"{MARK}={mark}".encode() in inherited)
+    return found
+
+
+@needs_proc
+@pytest.mark.parametrize("way", DETACHED)
+@pytest.mark.parametrize("end", ["done", "failed", "timeout"])
+def test_no_descendant_of_a_command_outlives_its_turn(tmp_path, monkeypatch, way, end):
+    monkeypatch.setenv(MARK, str(tmp_path))
+    monkeypatch.setattr("lab.agents.command.GRACE_SECONDS", 0.2)
+    last = {"done": EDIT, "failed": "sys.exit(3)", "timeout": "time.sleep(60)"}[end]
+    agent = Command(script(tmp_path, f"{DETACHED[way]}\nopen('{tmp_path}/begun', 'w')\n{last}"), seconds=1)
+    if end == "done":
+        agent.propose(briefing())
+    else:
+        with pytest.raises(NoProposal):
+            agent.propose(briefing())
+    assert (tmp_path / "begun").exists()
+    assert marked(str(tmp_path)) == []
+
+
+@needs_proc
+def test_a_server_that_the_user_started_outlives_a_command_that_talks_to_it(tmp_path):
+    server = subprocess.Popen([sys.executable, "-m", "http.server", "0", "--bind", "127.0.0.1"], cwd=tmp_path,
+                              stdout=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"})  # fmt: skip
+    try:
+        port = server.stdout.readline().split(b" port ")[1].split()[0].decode()
+        asks = f"import urllib.request; urllib.request.urlopen('http://127.0.0.1:{port}').read()"
+        Command(script(tmp_path, f"{asks}\n{EDIT}")).propose(briefing())
+        assert server.poll() is None
+    finally:
+        server.kill()
+        server.communicate()
+
+
+@needs_proc
+@pytest.mark.parametrize("who", ["loop", "guard"])
+def test_a_command_dies_with_the_loop_and_with_its_guard(tmp_path, who):
+    begun = tmp_path / "begun"
+    tool = script(tmp_path, f"open('{begun}', 'w').write(f'{{os.getppid()}} {{os.getpid()}}'); time.sleep(60)")
+    code = f"from lab.agents.command import Command; Command({f'exec {tool}'!r})._run(__import__('pathlib').Path('.'))"
+    loop = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {MARK: str(tmp_path)}, stderr=-3)
+    until = time.monotonic() + 20
+    while not (begun.exists() and begun.read_text()) and time.monotonic() < until:
+        time.sleep(0.02)
+    os.kill(loop.pid if who == "loop" else int(begun.read_text().split()[0]), signal.SIGKILL)
+    loop.wait(10)
+    while marked(str(tmp_path)) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert marked(str(tmp_path)) == []
