@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from lab import quota
 from lab.data.tokens import Tokenizer, train_tokenizer
 from lab.errors import UserError
 from lab.files import append_line, cache_root, register, sha256, write_atomic
@@ -201,7 +202,7 @@ def _write_train(
     folder: Path, documents: Iterator[str], total: int, done: dict[str, Shard], progress: Progress
 ) -> Iterator[Shard]:
     """Encode the groups of documents that are not `done`, one process per core; yield all entries in order."""
-    workers = os.cpu_count() or 1
+    workers = quota.cores()
     read = 0
     pending: deque[Shard | Future[Shard]] = deque()
 

@@ -13,6 +13,8 @@ import os
 import platform
 from pathlib import Path
 
+from lab import quota
+
 HEAP = 2**30  # bytes
 HUGE_PAGE = 2**21
 
@@ -45,7 +47,8 @@ def _load_blas() -> str:
     # Idle BLAS threads spin for 2^n cycles; the default, 26, takes a core from everything between two products.
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "8")
     [library] = glob.glob(str(Path(spec.origin).parent / "libopenblas*.so*"))
-    ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
+    blas = ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
+    blas.openblas_set_num_threads(min(blas.openblas_get_num_threads(), quota.cores()))  # it knows no quotas
     return f"OpenBLAS ({Path(library).name})"
 
 

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from lab import quota
 from lab.preset import Hardware
 
 MATMUL_SIZE = 1024  # n of the n x n products that measure the peak; large enough for 95 % of it, a few ms each
@@ -61,8 +62,8 @@ def _linux_facts() -> dict[str, str | int | float]:
         name = re.search(r"model name\s*: (.*)", file.read())
     return {
         "chip": name[1] if name else platform.machine(),
-        "memory_gb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
-        "cpu_cores": len(os.sched_getaffinity(0)),
+        "memory_gb": min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), quota.memory_limit()) / 2**30,
+        "cpu_cores": quota.cores(),
         "gpu_cores": 0,
     }
 
@@ -94,7 +95,7 @@ def taken(seconds: float = 0.5) -> float:
 
     numbers, cores = np.zeros(1 << 16), describe()["cpu_cores"]
     with ThreadPoolExecutor(cores) as pool:
-        return 1 - sum(pool.map(ask, range(cores))) / cores
+        return max(0.0, 1 - sum(pool.map(ask, range(cores))) / quota.cpus())  # a quota is no other program
 
 
 def peak_memory_mb() -> float:

@@ -16,6 +16,7 @@ from functools import cache
 
 import numpy as np
 
+from lab import quota
 from lab.machine.backend import mx, nn
 
 BLOCK = 128  # queries per block of attention
@@ -28,7 +29,7 @@ METAL = mx.metal.is_available()
 @cache
 def _threads() -> int:
     """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return quota.cores()
 
 
 @cache

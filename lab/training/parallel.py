@@ -18,6 +18,7 @@ from functools import cache
 from itertools import accumulate
 from typing import Any
 
+from lab import quota
 from lab.errors import INTERRUPTED
 from lab.trial.child import die_with_parent, interrupts_left_to_child
 
@@ -109,7 +110,7 @@ def launch(processes: int) -> int:
 
     A rank that fails ends the others and is named in the error."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    share = len(cores) // processes
+    share = min(len(cores), quota.cores()) // processes
     ranks: list[subprocess.Popen] = []
     with interrupts_left_to_child(), tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as hosts:
         json.dump([[f"127.0.0.1:{port}"] for port in _free_ports(processes)], hosts)
