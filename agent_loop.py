@@ -37,6 +37,7 @@ from lab.loop.journal import Journal
 from lab.loop.proposal import Proposal, check
 from lab.loop.session import NIGHTS, existing, held, latest_tag, open_night
 from lab.loop.source import Rejected, fingerprint, nodes
+from lab.loop.stop import Until, stopper
 from lab.preset import from_dict
 from lab.show import QUIET, examples, log, silent, verbosity_options
 from lab.training.run import guarded
@@ -206,13 +207,13 @@ def command() -> None:
 def run(kind: str, model: str, cli: str, llm_share: float, max_experiments: int | None, until: datetime | None,
         tag: str | None, verbosity: int, rigor: str, **options: Any) -> None:  # fmt: skip
     folder = NIGHTS / (tag or session.tonight(NIGHTS, datetime.now()))
-    deadline = session.next_time(until.time()) if until else None
+    deadline = Until(until.time()) if until else None
     log_line = log if verbosity > QUIET else silent
     agent = choose_agent(kind, model, cli, llm_share, log_line)
     with held(folder):
         session.stay_awake()
         parts = open_night(folder, verbosity=verbosity, **options)
-        night = Night(folder, *parts, rigor, agent, log_line, session.stopper(deadline, log_line))
+        night = Night(folder, *parts, rigor, agent, log_line, stopper(deadline, log_line))
         task = task_line(night.runner.settings)
         log_line(f"night {folder.name}: agent {agent.name}, sandbox {night.runner.sandbox}, {task}")
         try:

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from datetime import datetime
 from typing import Any
 
 from rich.console import Console, Group
@@ -20,6 +19,7 @@ from rich.text import Text
 from lab.errors import one_line
 from lab.interface.plot import count
 from lab.loop.history import Experiment
+from lab.loop.stop import Until
 from lab.machine.condition import Condition
 from lab.show import QUIET, WIDEST, bar, live_console, minutes
 from lab.trial.crash import read_steps
@@ -30,7 +30,7 @@ ECHO = 4  # columns left free for two ^C, which would otherwise wrap and shift t
 STYLE = {"keep": "green", "discard": "dim", "crash": "red"}
 
 
-def dashboard(night: Any, deadline: datetime | None, verbosity: int) -> AbstractContextManager:
+def dashboard(night: Any, deadline: Until | None, verbosity: int) -> AbstractContextManager:
     """Show the panel of an agent_loop.Night during the block; nothing without a terminal or with --quiet."""
     console = live_console(sys.stdout)
     if console is None or verbosity == QUIET:
@@ -42,7 +42,7 @@ def dashboard(night: Any, deadline: datetime | None, verbosity: int) -> Abstract
 class View:
     """The content of the panel. `deadline`: no new experiment starts after it."""
 
-    def __init__(self, night: Any, deadline: datetime | None, console: Console):
+    def __init__(self, night: Any, deadline: Until | None, console: Console):
         self.night, self.deadline, self.console = night, deadline, console
         self.width, self.begun, self.known = 0, time.monotonic(), len(night.journal.state.settled)
 
@@ -73,8 +73,7 @@ class View:
         hint = "Ctrl-C: end after this experiment"
         if not self.deadline:
             return hint
-        left = (self.deadline - datetime.now()).total_seconds()
-        return f"until {self.deadline:%H:%M}, {minutes(left)} left; {hint}"
+        return f"until {self.deadline.at:%H:%M}, {minutes(self.deadline.seconds)} left; {hint}"
 
     def rows(self) -> Iterator[tuple[str, Any]]:
         state = self.night.journal.state

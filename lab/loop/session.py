@@ -1,13 +1,12 @@
-"""Opening a night, new or resumed: its tag and lock, its task, its branch and journal, and when it ends."""
+"""Opening a night, new or resumed: its tag and lock, its task, its branch and journal."""
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, time, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -164,27 +163,6 @@ def read_edit(path: Path) -> str | None:
         return read_source(path) if os.path.lexists(path) else None
     except Rejected as reason:
         raise UserError(f"{reason}; fix {path}, then try again") from None
-
-
-def next_time(at: time) -> datetime:
-    """The next occurrence of this time of day."""
-    today = datetime.combine(datetime.now().date(), at)
-    return today + timedelta(days=today <= datetime.now())
-
-
-def stopper(deadline: datetime | None, log: Log) -> Callable[[], str]:
-    """A function that returns why to stop, or "": the deadline, or the first Ctrl-C or TERM. A second stops at once."""
-    asked = []
-
-    def ask(*_: Any) -> None:
-        asked.append(True)
-        if len(asked) > 1:
-            raise KeyboardInterrupt
-        log("stopping after this experiment; press Ctrl-C again to stop at once (nothing is lost)")
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, ask)
-    return lambda: "stopped" if asked else "it is time" if deadline and datetime.now() >= deadline else ""
 
 
 def stay_awake() -> None:

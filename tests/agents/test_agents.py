@@ -1,6 +1,5 @@
 """Briefing, sampler, hybrid, and the command agent with real scripts in real processes."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -8,10 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from experiment import PROGRAM, SETTINGS, SOURCE, briefing, long_history, night, outcome
+from processes_left import MARK, marked, needs_proc, none_left
 
 from lab.agents.briefing import Briefing, NoProposal, Tried, row
 from lab.agents.command import Command
@@ -20,8 +19,6 @@ from lab.agents.search import Search
 from lab.errors import UserError
 from lab.loop.proposal import Proposal, describe
 from lab.loop.source import fingerprint, set_constant
-
-needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads /proc")
 
 # The briefing
 
@@ -340,17 +337,6 @@ DETACHED = {
     "deaf": "subprocess.Popen(['sh', '-c', 'trap \"\" TERM HUP; sleep 60 & wait; sleep 60'], start_new_session=True)",
     "stopped": "os.kill(subprocess.Popen(['sleep', '60'], start_new_session=True).pid, 19)",
 }
-MARK = "AUTORESEARCH_TEST_MARK"
-
-
-def marked(mark: str) -> list[str]:
-    """The living processes that inherited this mark in their environment."""
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            inherited = Path("/proc", pid, "environ").read_bytes().split(b"\0")
-            found += [pid] * (f"{MARK}={mark}".encode() in inherited)
-    return found
 
 
 @needs_proc
@@ -367,7 +353,7 @@ def test_no_descendant_of_a_command_outlives_its_turn(tmp_path, monkeypatch, way
         with pytest.raises(NoProposal):
             agent.propose(briefing())
     assert (tmp_path / "begun").exists()
-    assert marked(str(tmp_path)) == []
+    assert marked(tmp_path) == []
 
 
 @needs_proc
@@ -396,6 +382,4 @@ def test_a_command_dies_with_the_loop_and_with_its_guard(tmp_path, who):
         time.sleep(0.02)
     os.kill(loop.pid if who == "loop" else int(begun.read_text().split()[0]), signal.SIGKILL)
     loop.wait(10)
-    while marked(str(tmp_path)) and time.monotonic() < until:
-        time.sleep(0.02)
-    assert marked(str(tmp_path)) == []
+    assert none_left(tmp_path)
