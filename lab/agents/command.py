@@ -8,6 +8,7 @@ children when its time is over or it has printed without end. A refused change g
 """
 
 import os
+import signal
 import stat
 import subprocess
 import tempfile
@@ -95,6 +96,7 @@ class Command:
                 reason = self._watch(process, output)
             finally:
                 process.stdin.close()  # the supervisor ends whatever is left
+                process.send_signal(signal.SIGCONT)  # it may be stopped
                 process.wait()
             printed = _tail(output)
         if reason or process.returncode:

@@ -99,6 +99,7 @@ class Tree:
 
     child: subprocess.Popen
     known: dict[int, str] = field(default_factory=dict)  # PID -> started, of the members at the last call
+    stopped: bool = False  # whether a member was stopped (SIGSTOP) at the last call
 
     def members(self) -> list[int]:
         """The PIDs of living members. Reaps orphans that ended."""
@@ -110,6 +111,7 @@ class Tree:
         while children := {pid for pid, process in table.items() if process.parent in members} - members:
             members |= children
         self.known = {pid: table[pid].started for pid in members}
+        self.stopped = any(table[pid].state == "T" for pid in members)
         self.child.poll()
         for pid in members - {self.child.pid}:
             if table[pid].state == "Z" and table[pid].parent == me:

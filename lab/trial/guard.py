@@ -29,6 +29,7 @@ from lab.trial.sandbox import Policy, environment, launcher, wrap
 
 INTERVAL = 0.25  # seconds between two checks of the limits
 GRACE = 1.0  # seconds from SIGTERM to SIGKILL
+STALLED = 5.0  # seconds without a check: the guard itself was stopped (SIGSTOP), and the child with it
 CHUNK = 1 << 16
 STATUS_OF_SIGNAL = {  # of signals that the guard did not send
     signal.SIGABRT: "memory",  # Metal, out of GPU memory
@@ -57,13 +58,15 @@ class Limits:
 @dataclass(frozen=True)
 class Outcome:
     """How a run ended. status: "ok", "crash", a limit ("timeout", "memory", "output", "disk"), or "killed" from
-    outside. `returncode` is negative for a signal; `crash` is None for "ok" and "killed"."""
+    outside. `returncode` is negative for a signal; `crash` is None for "ok" and "killed"; `stopped_seconds` is how
+    long a process of the run was stopped (SIGSTOP)."""
 
     status: str
     seconds: float
     returncode: int
     crash: Crash | None
     peak_memory_mb: float
+    stopped_seconds: float = 0.0
 
 
 def run(command: list[str], run_dir: Path, policy: Policy, limits: Limits, *, sandbox: str,
@@ -93,6 +96,7 @@ def run(command: list[str], run_dir: Path, policy: Policy, limits: Limits, *, sa
             answer = process.stdout.read()
         finally:
             process.stdin.close()  # makes the guard kill the tree
+            process.send_signal(signal.SIGCONT)  # it may be stopped
             process.wait()
     if not answer:
         return Outcome("killed", time.monotonic() - began, process.returncode, None, 0.0)
@@ -130,6 +134,7 @@ class _Watch:
         self.folders = [Path(folder) for folder in job["writable"]]
         self.disk_before = processes.disk(self.folders, [])
         self.written = self.peak = 0
+        self.stopped_seconds, self.checked = 0.0, time.monotonic()
 
     def outcome(self) -> Outcome:
         began = time.monotonic()
@@ -145,7 +150,8 @@ class _Watch:
             code = 128 - code
         status, crash = (stopped, self.stopped(stopped)) if stopped else self.ended(code)
         peak = max(self.peak, _largest_child())
-        return Outcome(status, seconds, code, None if status == "killed" else crash, peak / 2**20)
+        crash = None if status == "killed" else crash
+        return Outcome(status, seconds, code, crash, peak / 2**20, self.stopped_seconds)
 
     def begin(self) -> subprocess.Popen:
         first = [*launcher("lab.trial.child", "start"), str(os.getpid()), str(self.limits.disk_bytes)]
@@ -181,11 +187,14 @@ class _Watch:
                     next_check = time.monotonic() + INTERVAL
                     if exceeded := self.check():
                         return exceeded
+                    self.checked = time.monotonic()
         return ""
 
     def check(self) -> str:
         """The limit that is exceeded now, or ""."""
         members = self.tree.members()
+        if self.tree.stopped or time.monotonic() - self.checked > STALLED:
+            self.stopped_seconds += time.monotonic() - self.checked
         memory = processes.memory(members, self.limits.memory_bytes)
         self.peak = max(self.peak, memory)
         if time.monotonic() > self.deadline:

@@ -21,7 +21,7 @@ from lab.data.shards import PARTS, open_prepared
 from lab.errors import UserError, one_line
 from lab.files import remove, write_atomic
 from lab.machine import hardware
-from lab.machine.condition import Condition, condition, spoiled, unfit
+from lab.machine.condition import SLEPT_SECONDS, Condition, condition, spoiled, unfit
 from lab.show import silent
 from lab.trial import guard
 from lab.trial.crash import read_bytes
@@ -115,6 +115,9 @@ class Runner:
             score = self._score(run_dir, source, seed) if outcome.status == "ok" else {}
         cost = (outcome.peak_memory_mb / 1024, (time.monotonic() - begun) / 60)
         conditions = (vars(before), vars(after))
+        if outcome.stopped_seconds > SLEPT_SECONDS:
+            reason = f"the training was stopped for {outcome.stopped_seconds:.0f} s"
+            return Measured("invalid", None, *cost, reason, *conditions)
         if reason := spoiled(before, after, self.usual_flops, outcome.status == "ok"):
             return Measured("invalid", None, *cost, reason, *conditions)
         if score.get("status") == "ok":
