@@ -1,10 +1,10 @@
-"""The agent that is any command: a coding CLI, or a script.
+"""An agent that runs a command: a coding CLI or a script.
 
-The command runs in a scratch directory, a git repository of its own as such tools expect, that holds train.py,
-program.md and briefing.md; its changed train.py is the proposal. The hypothesis is read from hypothesis.txt, else
-from the last line that it printed. Any other changed file is refused by name (dot files are the tool's own
-business). It runs with the user's environment and rights, being the user's own tool; it is ended with all its
-children when its time is over or it has printed without end. A refused change goes back to it, twice at most.
+The command runs in a temporary git repository with train.py, program.md and briefing.md, and edits train.py. Its
+hypothesis is the text of hypothesis.txt, or else the last line of its output. A proposal that changes another file is
+rejected by name; dot files are ignored. The command runs with your environment and permissions, without a sandbox.
+When it exits, takes too long or prints too much, all its descendants are ended (lab/trial/supervise.py). A rejected
+change goes back to the command, twice at most.
 """
 
 import os
@@ -26,10 +26,10 @@ from lab.loop.proposal import Proposal, check, describe, in_words
 from lab.loop.source import Rejected, read_source
 from lab.trial.sandbox import launcher
 
-REPAIRS = 2  # times that a refused change goes back
+REPAIRS = 2  # how often a rejected change goes back to the command
 BRIEFING_TOKENS = 20_000
-MAX_OUTPUT = 10_000_000  # bytes printed; more is a tool that runs in circles
-GRACE_SECONDS = 5.0  # between the request to stop and the kill
+MAX_OUTPUT = 10_000_000  # bytes; a tool that prints more is in a loop
+GRACE_SECONDS = 5.0  # from SIGTERM to SIGKILL
 HYPOTHESIS = "hypothesis.txt"
 ALLOWED = ("train.py", HYPOTHESIS)
 TASK = """You are asked for one experiment. Edit train.py in this directory, and nothing else, so that the model
@@ -40,17 +40,17 @@ Write one line on why it should help to hypothesis.txt.
 
 
 class Command:
-    """Proposals by `command`, which /bin/sh runs in the scratch directory, e.g. 'mytool "$(cat briefing.md)"'."""
+    """Proposals by `command`, which /bin/sh runs in the temporary repository: 'mytool "$(cat briefing.md)"'."""
 
     name = "command"
 
     def __init__(self, command: str, seconds: float = 600.0, log: Callable[[str], None] = lambda line: None) -> None:
         if not command.strip():
-            raise UserError("the command agent needs a command; give one with --command")
+            raise UserError("--agent command needs a command; set it with --command")
         self.command, self.seconds, self.log = command, seconds, log
 
     def propose(self, briefing: Briefing) -> Proposal:
-        """Raises NoProposal when the command fails, runs out of time, or its last repair is refused too."""
+        """Raises NoProposal when the command fails or takes too long, or when its last repair is rejected too."""
         for attempt in range(1 + REPAIRS):
             with tempfile.TemporaryDirectory(prefix="autoresearch-", ignore_cleanup_errors=True) as folder:
                 scratch = Path(folder)
@@ -59,16 +59,16 @@ class Command:
                 try:
                     return self._read(scratch, before, printed, briefing)
                 except Rejected as reason:
-                    self.log(f"command, try {attempt + 1} of {1 + REPAIRS}: {reason}")
+                    self.log(f"command, attempt {attempt + 1} of {1 + REPAIRS}: {reason}")
                     kept = read_source(scratch / "train.py", otherwise=briefing.source)
                     briefing = replace(briefing, refused=str(reason), refused_source=kept)
-        raise NoProposal(f"the command's change was refused {1 + REPAIRS} times; the last: {briefing.refused}")
+        raise NoProposal(f"the command's change was rejected {1 + REPAIRS} times; last reason: {briefing.refused}")
 
     def tell(self, proposal: Proposal, outcome: Tried) -> None:
-        """Nothing to remember: the next briefing's history holds the outcome."""
+        """Does nothing: the next briefing lists the outcome."""
 
     def _lay_out(self, scratch: Path, briefing: Briefing) -> dict[str, str]:
-        """Write what the command may read; a repair finds its own train.py again. Returns the files' digests."""
+        """Write the command's files; a repair starts from the rejected train.py. Returns the files' digests."""
         files = {
             "train.py": briefing.refused_source or briefing.source,
             "program.md": briefing.program,
@@ -100,12 +100,12 @@ class Command:
                 process.wait()
             printed = _tail(output)
         if reason or process.returncode:
-            reason = reason or f"ended with status {process.returncode}"
+            reason = reason or f"exited with status {process.returncode}"
             raise NoProposal(f"the command {reason}: {one_line(_last_line(printed), 120)}")
         return printed
 
     def _watch(self, process: subprocess.Popen, output: BinaryIO) -> str:
-        """Wait for the command; why it must be ended, or "" when it ended by itself."""
+        """Wait for the command. Returns why it must be ended, or "" if it exited."""
         deadline = time.monotonic() + self.seconds
         while process.poll() is None:
             if time.monotonic() > deadline:
@@ -118,8 +118,7 @@ class Command:
     def _read(self, scratch: Path, before: dict[str, str], printed: str, briefing: Briefing) -> Proposal:
         after = _digests(scratch)
         names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-        others = [name for name in names if name not in ALLOWED]
-        if others:
+        if others := [name for name in names if name not in ALLOWED]:
             raise Rejected(f"changes {one_line(', '.join(others), 120)}; only train.py may change")
         source = read_source(scratch / "train.py")
         check(source, briefing.source, briefing.tried, briefing.settings)
@@ -129,22 +128,22 @@ class Command:
 
 
 def _commit(scratch: Path) -> None:
-    """Make the directory a repository with one commit: several coding tools refuse to work outside one."""
+    """Make it a git repository with one commit: several coding CLIs refuse to work outside one."""
     git.run(scratch, "init", "--quiet", "--template=")
     git.git(scratch, "add", "-A")
     git.git(scratch, "commit", "--quiet", "-m", "incumbent")
 
 
 def _digests(scratch: Path) -> dict[str, str]:
-    """Relative path -> what the file is and holds, dot files and Python's caches left out; links not followed."""
-    found = {}
+    """Relative path -> digest of each file, without dot files and Python's caches; links are not followed."""
+    digests = {}
     for folder, folders, files in os.walk(scratch):
         folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
         for name in files:
             path = Path(folder, name)
             if not name.startswith("."):
-                found[str(path.relative_to(scratch))] = _digest(path)
-    return found
+                digests[str(path.relative_to(scratch))] = _digest(path)
+    return digests
 
 
 def _digest(path: Path) -> str:
@@ -154,7 +153,7 @@ def _digest(path: Path) -> str:
 
 
 def _tail(output: BinaryIO, size: int = 20_000) -> str:
-    """The end of what was printed."""
+    """The end of the output."""
     output.seek(max(0, os.fstat(output.fileno()).st_size - size))
     return output.read().decode("utf-8", "replace")
 

@@ -1,16 +1,16 @@
-"""What fits this machine: measured speed and memory of real training steps, and the size that five minutes pay for.
+"""Fit a preset to this machine: measure speed and memory of real training steps, then choose the model's size.
 
-    batch       of a few rows per pass and dtypes, the fastest whose peak stays below MEMORY_SHARE of the memory; never
-                float16, in which the gradients of unlikely tokens are 0 unless the loss is scaled
-    processes   two on a CPU, where they are faster than one; asked again once the size is known
-    size        the depth and width for which the scaling rule predicts the lowest val_bpb from the tokens that the
-                budget buys at the measured speed
+    batch       rows per pass and dtype: the fastest with a peak below MEMORY_SHARE of the memory; never float16, in
+                which the gradients of unlikely tokens are 0 unless the loss is scaled
+    processes   two on a CPU if they are faster than one; checked again once the size is known
+    size        the depth and width with the lowest val_bpb that the scaling rule predicts for the number of tokens
+                that the budget allows at the measured speed
 
-Every candidate is train.py itself for STEPS steps in a process of its own, so one that dies costs nothing but its name
-in the reasons. A larger batch is tried only when the growth seen so far says that it stays in bounds. The preset's tier
-is where the search starts, and stands unless another candidate is better by more than the noise of so short a
-measurement. The result is cached by chip, memory, versions, preset and budget, until the machine turns out to be faster
-than it was then: what other programs or heat took from one measurement is not kept. Not run on a Mac.
+Every candidate runs train.py for STEPS steps in its own process, so a crash only excludes that candidate. A larger
+batch is measured only if the memory growth so far says that it fits. The search starts from the preset's tier and
+leaves it only for a gain beyond the noise of such short measurements. The result is cached by chip, memory, versions,
+preset and budget, and measured again once the machine is faster than it was: a busy or hot machine is no lasting
+property. Memory and cores are those that a container's limits leave. Not run on a Mac.
 """
 
 import hashlib
@@ -34,38 +34,38 @@ from lab.machine import hardware
 from lab.preset import DTYPES, Batch, Preset, to_dict
 
 MEMORY_SHARE = 0.5  # of the machine's memory that a training may take
-STEPS = 12  # of a candidate; the first two are not counted
-SECONDS = 240.0  # after which a candidate is given up: on Metal the first step compiles
+STEPS = 12  # per candidate; the first two are not counted
+SECONDS = 240.0  # timeout of a candidate: on Metal the first step compiles
 FASTER = 1.05  # a batch must be faster by this factor to replace the one before it
-TAKEN = 0.2  # of the processors, by other programs: worth a line
-OUTGROWN = 1.25  # times as fast as when it was fitted: the machine was busy or hot then
-BETTER = 0.005  # relative: a size must be predicted to be this much better than the tier's
+BUSY = 0.2  # share of the CPU used by other programs that is reported
+OUTGROWN = 1.25  # speed relative to that of the fit: the machine was busy or hot then
+BETTER = 0.005  # relative gain that must be predicted for a size to replace the tier's
 DEPTHS = (2, 3, 4, 5, 6, 8, 10, 12)
-WIDTHS = (0.5, 2.0)  # of the tier's, the narrowest and the widest that are considered
-TRIED = 2  # sizes that are measured besides, the most promising ones
+WIDTHS = (0.5, 2.0)  # range, relative to the tier's width
+PROMISING = 2  # sizes with the best predictions that are measured too
 
 # bpb = FLOOR + A / N^ALPHA + B / D^BETA, with N parameters of the blocks' matrices and D training tokens: least squares
 # over the 25 runs of docs/scaling.csv (benchmarks/sweep.py) with the tier's batch and rate, TinyStories, a vocabulary
 # of 2,048, 0.3 to 2.5M tokens. The residuals have a root mean square of 0.010 bpb.
 FLOOR, A, ALPHA, B, BETA = 0.45, 3.739, 0.20, 3347.0, 0.70
-RULE_HOLDS_FOR = "tinystories"  # other texts have another floor: there it only compares sizes
+RULE_HOLDS_FOR = "tinystories"  # other texts have another floor; for them the rule only ranks sizes
 
 Log = Callable[[str], None]
 
 
 def predicted_bpb(parameters: float, tokens: float) -> float:
-    """The scaling rule, for TinyStories; its minimum over sizes is used for every text."""
+    """The scaling rule of TinyStories; its minimum over sizes is used for every text."""
     return FLOOR + A / parameters**ALPHA + B / tokens**BETA
 
 
 def block_parameters(depth: int, width: int) -> float:
-    """Of the matrices of the blocks: four of attention, two of the MLP."""
+    """Number of parameters in the blocks' matrices: four of attention, two of the MLP."""
     return 12.0 * depth * width**2
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One candidate as it trained."""
+    """Speed and memory of one candidate."""
 
     preset: Preset
     tokens_per_second: float
@@ -73,7 +73,7 @@ class Measured:
 
     @property
     def bpb(self) -> float:
-        """Predicted after the preset's budget."""
+        """Predicted val_bpb at the end of the preset's budget."""
         return bpb(self.preset, self.tokens_per_second)
 
     def __str__(self) -> str:
@@ -81,7 +81,7 @@ class Measured:
 
 
 def named(preset: Preset) -> str:
-    """What fitting may change, in words."""
+    """The settings that fitting may change, as text."""
     model, batch = preset.model, preset.batch
     processes = f", {batch.processes} processes" if batch.processes > 1 else ""
     return f"depth {model.depth}, width {model.width}, {model.dtype}, {batch.rows} rows a pass{processes}"
@@ -89,14 +89,14 @@ def named(preset: Preset) -> str:
 
 @dataclass
 class Fitting:
-    """One search for what fits. `measure(preset)` trains a candidate; None is one that failed."""
+    """One search. `measure(preset)` trains a candidate and returns None if it failed."""
 
-    memory_mb: float  # that a training may take
+    memory_mb: float  # limit for a training
     measure: Callable[[Preset], Measured | None]
     log: Log
 
     def batch(self, start: Measured, dtypes: Iterable[str]) -> Measured:
-        """The fastest dtype and rows per pass, one after the other."""
+        """Choose the fastest dtype, then the fastest number of rows per pass."""
         best = start
         for dtype in dtypes:
             best = self._faster(best, with_model(best.preset, dtype=dtype))
@@ -104,49 +104,50 @@ class Fitting:
         return self._rows(best, 2) if best.preset.batch.rows >= start.preset.batch.rows else best
 
     def processes(self, start: Measured, count: int) -> Measured:
-        """That many processes, which share the rows of a pass, if they are faster at this size."""
+        """Use `count` processes, which share the rows of a pass, if that is faster."""
         rows = max(1, start.preset.batch.rows * start.preset.batch.processes // count)
         return self._faster(start, _with_batch(start.preset, rows=rows, processes=count))
 
     def _rows(self, best: Measured, factor: float) -> Measured:
-        """Change the rows per pass by this factor for as long as that is faster and stays within the memory."""
+        """Multiply the rows per pass by `factor` as long as that is faster and fits the memory."""
         growth = best.peak_memory_mb  # at most this much more for twice the rows
         while True:
             candidate = _with_batch(best.preset, rows=int(best.preset.batch.rows * factor))
             if factor > 1 and best.peak_memory_mb + growth > self.memory_mb:
-                self.log(f"  {named(candidate)}: not tried, could take {best.peak_memory_mb + growth:,.0f} MB")
+                self.log(f"  {named(candidate)}: skipped, could take {best.peak_memory_mb + growth:,.0f} MB")
                 return best
-            found = self._faster(best, candidate)
-            if found is best:
+            faster = self._faster(best, candidate)
+            if faster is best:
                 return best
-            best, growth = found, max(found.peak_memory_mb - best.peak_memory_mb, 0) * 2 or growth
+            best, growth = faster, max(faster.peak_memory_mb - best.peak_memory_mb, 0) * 2 or growth
 
     def _faster(self, best: Measured, candidate: Preset) -> Measured:
         if candidate == best.preset or not possible(candidate):
             return best
-        found = self.tried(candidate)
-        return found if found and found.tokens_per_second > FASTER * best.tokens_per_second else best
+        measured = self.attempt(candidate)
+        return measured if measured and measured.tokens_per_second > FASTER * best.tokens_per_second else best
 
-    def tried(self, candidate: Preset) -> Measured | None:
-        found = self.measure(candidate)
-        if found and found.peak_memory_mb > self.memory_mb:
-            self.log(f"  {found}: over the bound of {self.memory_mb:,.0f} MB")
+    def attempt(self, candidate: Preset) -> Measured | None:
+        """Measure a candidate and log it. None if it failed or exceeds the memory limit."""
+        measured = self.measure(candidate)
+        if measured and measured.peak_memory_mb > self.memory_mb:
+            self.log(f"  {measured}: exceeds the limit of {self.memory_mb:,.0f} MB")
             return None
-        self.log(f"  {found or f'{named(candidate)}: failed'}")
-        return found
+        self.log(f"  {measured or f'{named(candidate)}: failed'}")
+        return measured
 
     def size(self, start: Measured) -> Measured:
-        """The size with the lowest predicted val_bpb: the start, two that show what layers and width cost, and the
-        TRIED most promising ones by that."""
+        """Choose the size with the lowest predicted val_bpb among the start, two sizes that show the cost of layers
+        and width, and the PROMISING best predictions based on these."""
         model = start.preset.model
         shallow = with_model(start.preset, depth=max(1, model.depth // 2))
         wide = with_model(start.preset, width=model.width + model.head_dim)
-        found = [start] + [one for size in (shallow, wide) if self._fits(start, size) and (one := self.tried(size))]
-        cost = token_seconds(found)
-        for size in sorted(self._sizes(start), key=lambda size: bpb(size, 1 / cost(size)))[:TRIED]:
-            if all(size != one.preset for one in found) and (one := self.tried(size)):
-                found.append(one)
-        best = min(found, key=lambda one: one.bpb)
+        sizes = [start] + [one for size in (shallow, wide) if self._fits(start, size) and (one := self.attempt(size))]
+        cost = token_seconds(sizes)
+        for size in sorted(self._sizes(start), key=lambda size: bpb(size, 1 / cost(size)))[:PROMISING]:
+            if all(size != one.preset for one in sizes) and (one := self.attempt(size)):
+                sizes.append(one)
+        best = min(sizes, key=lambda one: one.bpb)
         return best if best.bpb < (1 - BETTER) * start.bpb else start
 
     def _sizes(self, start: Measured) -> list[Preset]:
@@ -157,19 +158,19 @@ class Fitting:
         return [size for size in sizes if self._fits(start, size)]
 
     def _fits(self, start: Measured, size: Preset) -> bool:
-        """Whether it stays within the memory if that grows with the operations of a token."""
+        """Whether it fits the memory if memory grows with the operations per token."""
         return operations(size) * start.peak_memory_mb <= self.memory_mb * operations(start.preset)
 
 
 def bpb(preset: Preset, tokens_per_second: float) -> float:
-    """Predicted after the preset's budget at this speed."""
+    """Predicted val_bpb at the end of the preset's budget at this speed."""
     parameters = block_parameters(preset.model.depth, preset.model.width)
     return predicted_bpb(parameters, tokens_per_second * preset.task.minutes * 60)
 
 
 def token_seconds(measured: list[Measured]) -> Callable[[Preset], float]:
-    """Seconds of a token of any size: so many for an operation, so many for a layer whatever its width. Relative least
-    squares; where that makes one of them negative, operations alone."""
+    """Returns a function that estimates seconds per token for any size, from a cost per operation and a cost per layer:
+    relative least squares, or the operations alone where a cost would be negative."""
     seconds = np.array([1 / one.tokens_per_second for one in measured])
     terms = np.array([(operations(one.preset), one.preset.model.depth) for one in measured])
     each, *_ = np.linalg.lstsq(terms / seconds[:, None], np.ones(len(seconds)), rcond=None)
@@ -179,8 +180,8 @@ def token_seconds(measured: list[Measured]) -> Callable[[Preset], float]:
 
 
 def operations(preset: Preset) -> float:
-    """FLOPs of a training token: 6 per parameter of a product, 12 per channel and position of the context, as if no
-    layer had a window."""
+    """FLOPs per training token: 6 per parameter of a matrix product, 12 per channel and position of the context,
+    ignoring attention windows."""
     model, context = preset.model, preset.task.sequence_length
     products = block_parameters(model.depth, model.width) + preset.tokenizer.vocab_size * model.width
     return 6 * products + 12 * model.width * context * model.depth
@@ -195,14 +196,14 @@ def _with_batch(preset: Preset, **changes: int) -> Preset:
 
 
 def possible(preset: Preset) -> bool:
-    """Whether a step can be shared out in these rows and processes."""
+    """Whether these rows and processes divide the tokens of a step."""
     batch = preset.batch
     together = batch.rows * preset.task.sequence_length * batch.processes
     return batch.rows > 0 and batch.tokens_per_step % together == 0
 
 
 def train_shortly(preset: Preset, prepared: Path) -> Measured | None:
-    """STEPS steps of train.py with this preset; None when it fails or takes SECONDS."""
+    """Run STEPS steps of train.py with this preset. None if that fails or takes longer than SECONDS."""
     with tempfile.TemporaryDirectory(prefix="fit-") as folder:
         settings, run = Path(folder, "settings.json"), Path(folder, "run")
         settings.write_text(
@@ -220,8 +221,8 @@ def train_shortly(preset: Preset, prepared: Path) -> Measured | None:
 
 
 def speed(steps: list[dict[str, Any]], batch: Batch) -> float:
-    """Tokens per second over a budget, from a few of its steps: medians, of usual and of doubled ones for the shares of
-    the budget that they have."""
+    """Tokens per second over a budget, estimated from a few steps: medians of usual and of doubled steps, weighted by
+    their shares of the budget."""
     seconds: dict[int, list[float]] = {}
     for before, after in pairwise(steps):
         seconds.setdefault(after["tokens"] - before["tokens"], []).append(after["seconds"] - before["seconds"])
@@ -230,11 +231,11 @@ def speed(steps: list[dict[str, Any]], batch: Batch) -> float:
 
 
 def fit(preset: Preset, prepared: Path, log: Log) -> dict[str, Any] | None:
-    """Search for what fits this machine and cache it, with every candidate's figures. `preset` is adapted by its tier.
-    None when that itself fails."""
+    """Find the settings that fit this machine and cache them with the figures of every candidate. `preset` is already
+    adapted by its tier. None if even that preset fails."""
     why: list[str] = []
 
-    def tell(line: str) -> None:
+    def note(line: str) -> None:
         why.append(line.strip())
         log(line)
 
@@ -243,13 +244,13 @@ def fit(preset: Preset, prepared: Path, log: Log) -> dict[str, Any] | None:
     bound = MEMORY_SHARE * facts["memory_gb"] * 1024
     dtypes = DTYPES if on_metal else ("float32",)
     peaks = {dtype: hardware.matmul_peak(dtype) / 1e12 for dtype in dtypes}
-    told = ", ".join(f"{dtype} {peak:.2f} TFLOP/s" for dtype, peak in peaks.items())
-    tell(f"fitting {preset.name} to {facts['chip']}: matmul {told}; at most {bound:,.0f} MB")
-    if (taken := hardware.taken()) > TAKEN:
-        tell(f"  other programs take {100 * taken:.0f} % of the processors; this is for what they leave")
-    search = Fitting(bound, lambda candidate: train_shortly(candidate, prepared), tell)
-    if (start := search.tried(preset)) is None:
-        log("  the tier's own setting fails: nothing is fitted")
+    speeds = ", ".join(f"{dtype} {peak:.2f} TFLOP/s" for dtype, peak in peaks.items())
+    note(f"fitting {preset.name} to {facts['chip']}: matmul {speeds}; memory limit {bound:,.0f} MB")
+    if (taken := hardware.taken()) > BUSY:
+        note(f"  other programs use {100 * taken:.0f} % of the CPU; the fit is for the rest")
+    search = Fitting(bound, lambda candidate: train_shortly(candidate, prepared), note)
+    if (start := search.attempt(preset)) is None:
+        log("  training with the tier's own settings fails; they are used without a fit")
         return None
     best = search.batch(start, [dtype for dtype in dtypes if dtype != "float16"])
     if several := not on_metal and facts["cpu_cores"] > 1:
@@ -258,11 +259,11 @@ def fit(preset: Preset, prepared: Path, log: Log) -> dict[str, Any] | None:
     if several:
         best = search.processes(best, 1 if best.preset.batch.processes > 1 else 2)
     rule = (
-        f"predicted val_bpb {best.bpb:.3f} by the rule of TinyStories"
+        f"predicted val_bpb {best.bpb:.3f} (scaling rule of TinyStories)"
         if preset.name == RULE_HOLDS_FOR
-        else f"sized by what {RULE_HOLDS_FOR} needs"
+        else f"sized by the scaling rule of {RULE_HOLDS_FOR}"
     )
-    tell(f"chosen: {best}, {rule}")
+    note(f"chosen: {best}, {rule}")
     result = {
         "key": key(preset),
         "model": {name: getattr(best.preset.model, name) for name in ("depth", "width", "dtype")},
@@ -271,7 +272,7 @@ def fit(preset: Preset, prepared: Path, log: Log) -> dict[str, Any] | None:
         "peak_memory_mb": best.peak_memory_mb,
         "memory_bound_mb": bound,
         "predicted_bpb": best.bpb,
-        "matmul_flops": min(peaks["float32"] * 1e12, hardware.matmul_peak("float32")),  # it may have become busy
+        "matmul_flops": min(peaks["float32"] * 1e12, hardware.matmul_peak("float32")),  # it may be busy by now
         "why": why,
     }
     _path(preset).parent.mkdir(parents=True, exist_ok=True)
@@ -280,7 +281,7 @@ def fit(preset: Preset, prepared: Path, log: Log) -> dict[str, Any] | None:
 
 
 def key(preset: Preset) -> dict[str, Any]:
-    """What a fit depends on: the machine, MLX, this module, and all of the preset that costs time or memory."""
+    """What a fit depends on: the machine, MLX, this module, and all of the preset that affects speed or memory."""
     facts = hardware.describe()
     parts = {name: facts[name] for name in ("chip", "memory_gb", "cpu_cores", "gpu_cores", "backend")}
     parts |= {name: to_dict(preset)[name] for name in ("tokenizer", "task", "model", "batch")}
@@ -288,15 +289,15 @@ def key(preset: Preset) -> dict[str, Any]:
     return parts | {"mlx": importlib.metadata.version("mlx"), "code": code[:16]}
 
 
-def times_as_fast(found: dict[str, Any]) -> float:
-    """The machine now, beside what it was when this was fitted. Takes a fraction of a second."""
-    return hardware.matmul_peak("float32") / found["matmul_flops"]
+def times_as_fast(record: dict[str, Any]) -> float:
+    """Speed of the machine now relative to that of the fit. Takes a fraction of a second."""
+    return hardware.matmul_peak("float32") / record["matmul_flops"]
 
 
-def most_rows(found: dict[str, Any]) -> int:
-    """Rows per pass that stay within the bound, if all of the memory grows with them."""
-    rows = found["batch"]["rows"]
-    return max(rows, int(rows * found["memory_bound_mb"] / found["peak_memory_mb"]))
+def most_rows(record: dict[str, Any]) -> int:
+    """Rows per pass that fit the memory limit if all memory grows with them."""
+    rows = record["batch"]["rows"]
+    return max(rows, int(rows * record["memory_bound_mb"] / record["peak_memory_mb"]))
 
 
 def _path(preset: Preset) -> Path:
@@ -305,19 +306,20 @@ def _path(preset: Preset) -> Path:
 
 
 def fitted(preset: Preset, prepared: Path, wanted: bool | None, log: Log) -> tuple[Preset, dict[str, Any] | None]:
-    """`preset` with what fits this machine, and the record of it; as it is, and None, if `wanted` is False or even that
-    setting fails. None measures when nothing is cached or the machine has become faster, True measures anew."""
+    """Returns the preset with the settings that fit this machine, and the record of the fit; the preset unchanged and
+    None if `wanted` is False or its own settings fail. None measures if no fit is cached or the machine has become
+    faster; True always measures."""
     if wanted is False:
         return preset, None
-    found = None if wanted else _cached(preset)
-    if found and (times := times_as_fast(found)) > OUTGROWN:
-        log(f"this machine is {times:.1f} times as fast as when it was fitted: measuring again")
-        found = None
-    found = found or fit(preset, prepared, log)
-    if found is None:
+    record = None if wanted else _cached(preset)
+    if record and (times := times_as_fast(record)) > OUTGROWN:
+        log(f"this machine is {times:.1f} times as fast as when it was fitted; measuring again")
+        record = None
+    record = record or fit(preset, prepared, log)
+    if record is None:
         return preset, None
-    model, batch = replace(preset.model, **found["model"]), replace(preset.batch, **found["batch"])
-    return replace(preset, model=model, batch=batch), found
+    model, batch = replace(preset.model, **record["model"]), replace(preset.batch, **record["batch"])
+    return replace(preset, model=model, batch=batch), record
 
 
 def _cached(preset: Preset) -> dict[str, Any] | None:

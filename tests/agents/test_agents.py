@@ -260,7 +260,7 @@ def test_a_change_that_cannot_be_tried_is_refused_by_name(tmp_path, text, word, 
 
 def test_a_command_may_repair_twice():
     said = []
-    with pytest.raises(NoProposal, match="refused 3 times; the last: changes nothing"):
+    with pytest.raises(NoProposal, match="rejected 3 times; last reason: changes nothing"):
         Command("true", log=said.append).propose(briefing())
     assert len(said) == 3
 

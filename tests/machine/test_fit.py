@@ -110,7 +110,7 @@ def test_the_rule_falls_with_size_and_with_tokens():
 
 
 @pytest.mark.parametrize("damage", [lambda p: p.unlink(), lambda p: p.write_text("{")])
-def test_fitted_once_applied_again_and_measured_anew_when_damaged_or_asked(prepared, cache, monkeypatch, damage):
+def test_a_fit_is_cached_and_measured_again_when_damaged_or_requested(prepared, cache, monkeypatch, damage):
     record = json.loads((cache / "current.json").read_text())
     record["preset"]["model"] |= {"depth": 2, "width": 64, "head_dim": 32}
     record["preset"]["batch"] |= {"rows": 2, "tokens_per_step": 1024}
@@ -135,7 +135,7 @@ def test_fitted_once_applied_again_and_measured_anew_when_damaged_or_asked(prepa
     assert fit.fitted(preset, prepared, None, said.append) == (chosen, found)
     assert len(runs) == first
     assert fit.fitted(preset, prepared, False, said.append) == (preset, None)
-    assert fit.fitted(preset, prepared, True, said.append)[1] is None  # measured anew; the tier's own setting fails now
+    assert fit.fitted(preset, prepared, True, said.append)[1] is None  # the tier's own settings fail now
     [path] = (cache / "fit").iterdir()
     damage(path)
     runs.clear()
@@ -156,14 +156,14 @@ def test_it_is_measured_again_once_the_machine_is_faster_than_when_it_was_fitted
     monkeypatch.setattr(fit, "train_shortly", lambda preset, _: machine(preset, slow=lambda preset: 1 / speed[0]))
     made_up(monkeypatch, flops=1e11, taken=0.45, backend="cpu", cpu_cores=2)
     _, busy = fit.fitted(PRESET, prepared, None, said.append)
-    assert "other programs take 45 % of the processors" in said[1]
+    assert "other programs use 45 % of the CPU" in said[1]
     made_up(monkeypatch, flops=1.2e11)
     assert fit.fitted(PRESET, prepared, None, said.append)[1] == busy
     said.clear()
     speed[0] = 1.6
     made_up(monkeypatch, flops=1.6e11)
     free = fit.fitted(PRESET, prepared, None, said.append)[1]
-    assert said[0] == "this machine is 1.6 times as fast as when it was fitted: measuring again"
+    assert said[0] == "this machine is 1.6 times as fast as when it was fitted; measuring again"
     assert not any("other programs" in line for line in said)
     assert free["predicted_bpb"] < busy["predicted_bpb"]
     made_up(monkeypatch, flops=0.5e11)  # busy now: what was measured stands
