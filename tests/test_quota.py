@@ -113,10 +113,10 @@ def group(controller: str, **limits: object):
         folder.rmdir()
 
 
-def inside(folder: Path, expression: str):
+def inside(folder: Path, expression: str, setup: str = ""):
     """An expression's value in a process that has joined the group."""
     join = f"open('{folder}/cgroup.procs', 'w').write(str(os.getpid()))"
-    code = f"import json, os\nfrom lab.machine import hardware\n{join}\nprint(json.dumps({expression}))"
+    code = f"import json, os, sys\nfrom lab.machine import hardware\n{join}\n{setup}\nprint(json.dumps({expression}))"
     env = {name: text for name, text in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
     return json.loads(subprocess.check_output([sys.executable, "-c", code], env=env))
 
@@ -139,7 +139,15 @@ def test_a_real_set_of_cores_is_the_number_of_cores():
 
 
 def test_blas_and_kernels_take_no_more_threads_than_the_quota_pays_for():
+    setup = "from threadpoolctl import threadpool_info; from lab.training import kernels"
     blas = "next(l['num_threads'] for l in threadpool_info() if 'ngsolve' in l['filepath'])"
-    code = "(exec('from threadpoolctl import threadpool_info; from lab.training import kernels', globals()), "
     with group("cpu", cfs_period_us=100_000, cfs_quota_us=90_000) as folder:
-        assert inside(folder, f"{code} {blas}, kernels._threads())[1:]") == [1, 1]
+        assert inside(folder, f"[{blas}, kernels._threads()]", setup) == [1, 1]
+
+
+def test_the_kernel_ends_the_training_and_not_the_loop_at_a_containers_memory_limit(tmp_path):
+    setup = f"from pathlib import Path; from lab.trial import guard; here = Path('{tmp_path}')"
+    hog = "[sys.executable, '-S', '-c', 'x = bytearray(1 << 30); print(len(x))']"
+    run = f"guard.run({hog}, here, guard.Policy((here,)), guard.Limits(60, 4 << 30), sandbox='none').status"
+    with group("memory", limit_in_bytes=200 << 20) as folder:
+        assert inside(folder, run, setup) == "memory"

@@ -202,6 +202,22 @@ def test_sizes_are_measured_with_the_processes_that_will_train_them(prepared, ca
     assert set(sizes.values()) == {2}
 
 
+def test_in_a_small_container_one_process_trains_in_half_of_its_memory(prepared, cache, monkeypatch):
+    tried, said = [], []
+
+    def measure(preset, _):
+        tried.append(preset)
+        return machine(preset, slow=lambda preset: 1 + 64 / preset.batch.rows)
+
+    monkeypatch.setattr(fit, "train_shortly", measure)
+    made_up(monkeypatch, backend="cpu", cpu_cores=1, memory_gb=0.5)
+    preset = replace(PRESET, batch=replace(PRESET.batch, rows=4, processes=1))
+    fit.fitted(preset, prepared, None, said.append)
+    assert said[0].endswith("memory limit 256 MB")
+    assert {candidate.batch.processes for candidate in tried} == {1}
+    assert any("8 rows a pass: skipped, could take 280 MB" in line for line in said)
+
+
 def test_float16_is_measured_and_never_chosen(prepared, cache, monkeypatch):
     made_up(monkeypatch, backend="metal")
     seconds = {"float16": 1.0, "bfloat16": 2.0, "float32": 4.0}
