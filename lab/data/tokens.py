@@ -5,8 +5,11 @@ from text, even by a text that contains its name. Every token knows its raw byte
 decoded text, because a token that is not valid UTF-8 on its own would decode to the three bytes of U+FFFD.
 """
 
+import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -16,6 +19,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from lab.errors import UserError
+from lab.files import ROOT
 from lab.preset import BYTES_VOCAB
 
 BOS = "<|bos|>"
@@ -26,7 +30,11 @@ SPLIT = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}
 ASCII_SPLIT = re.compile(  # the same split of ASCII text, for Python's own engine
     SPLIT.replace(r"\p{L}\p{N}]", "A-Za-z0-9]").replace(r"\p{L}", "[A-Za-z]").replace(r"\p{N}", "[0-9]"), re.ASCII
 )
-WORDS = 200_000  # distinct words that are remembered
+WORDS = 200_000  # distinct words that are cached
+WORD = 1000  # characters: a longer word is learned from in pieces, because the time grows with the square of its length
+
+_SPLIT = pre_tokenizers.Split(tokenizers.Regex(SPLIT), "isolated")
+_BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 
 
 def byte_alphabet() -> list[str]:
@@ -102,27 +110,47 @@ class Tokenizer:
         return np.array([len(token) for token in self.token_bytes], np.int64)
 
 
-def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Learn a tokenizer of `vocab_size` tokens; 256 means pure bytes and learns nothing.
 
     Raises UserError when the text is too small to fill the vocabulary."""
     if vocab_size == BYTES_VOCAB:
-        model = models.BPE(vocab={character: byte for byte, character in enumerate(byte_alphabet())}, merges=[])
-        inner = tokenizers.Tokenizer(model)
-    else:
-        inner = tokenizers.Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(tokenizers.Regex(SPLIT), "isolated")
-    inner.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    inner.decoder = decoders.ByteLevel()
-    if vocab_size != BYTES_VOCAB:
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size - 1, initial_alphabet=byte_alphabet(), show_progress=False, special_tokens=[]
+        return Tokenizer(_untrained(models.BPE(dict(zip(byte_alphabet(), range(256), strict=True)), [])))
+    tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(_learn_in_child(list(texts), vocab_size)))
+    if tokenizer.vocab_size < vocab_size:
+        raise UserError(
+            f"the text has only {tokenizer.vocab_size} distinct tokens to learn, not {vocab_size}; use VOCAB=256"
         )
-        inner.train_from_iterator(texts, trainer)
-        learned = inner.get_vocab_size() + 1
-        if learned < vocab_size:
-            raise UserError(f"the text has only {learned} distinct tokens to learn, not {vocab_size}; use VOCAB=256")
+    return tokenizer
+
+
+def _untrained(model: models.Model) -> tokenizers.Tokenizer:
+    inner = tokenizers.Tokenizer(model)
+    inner.pre_tokenizer = pre_tokenizers.Sequence([_SPLIT, _BYTES])
+    inner.decoder = decoders.ByteLevel()
     inner.add_special_tokens([BOS])
-    return Tokenizer(inner)
+    return inner
+
+
+def _learn_in_child(texts: list[str], vocab_size: int) -> str:
+    """tokenizer.json of `_learn` from a process of its own, which Ctrl-C ends: the library does not return for it."""
+    command = [sys.executable, "-m", __name__, str(vocab_size)]
+    content = json.dumps(texts).encode()
+    done = subprocess.run(command, cwd=ROOT, input=content, stdout=subprocess.PIPE, process_group=0, check=False)
+    if done.returncode:
+        raise UserError(f"learning the tokenizer ended with status {done.returncode}; free some memory and run again")
+    return done.stdout.decode()
+
+
+def _learn(texts: list[str], vocab_size: int) -> str:
+    inner = tokenizers.Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.Sequence([_SPLIT, pre_tokenizers.FixedLength(WORD), _BYTES])
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1, initial_alphabet=byte_alphabet(), show_progress=False, special_tokens=[]
+    )
+    inner.train_from_iterator(texts, trainer)
+    return _untrained(inner.model).to_str()
+
+
+if __name__ == "__main__":
+    sys.stdout.buffer.write(_learn(json.load(sys.stdin), int(sys.argv[1])).encode())

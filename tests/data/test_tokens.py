@@ -1,11 +1,16 @@
+import random
+import signal
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 import tokenizers
-from conftest import documents
+from conftest import ROOT, documents, environment
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from lab.data.tokens import BOS, Tokenizer, byte_alphabet, train_tokenizer
+from lab.data.tokens import BOS, SPLIT, WORD, Tokenizer, byte_alphabet, train_tokenizer
 from lab.errors import UserError
 
 HOSTILE = [
@@ -129,6 +134,61 @@ def test_saved_and_loaded_is_the_same(tokenizer, tmp_path):
 def test_the_same_text_teaches_the_same_tokenizer():
     texts = documents(100)
     assert train_tokenizer(iter(texts), 400).to_json() == train_tokenizer(iter(texts), 400).to_json()
+
+
+def learned_by_the_library(texts: list[str], vocab_size: int) -> str:
+    """What earlier versions wrote to tokenizer.json: words of any length, learned in this process."""
+    inner = tokenizers.Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(tokenizers.Regex(SPLIT), "isolated")
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=byte_alphabet(), show_progress=False)
+    inner.train_from_iterator(texts, trainer)
+    inner.add_special_tokens([BOS])
+    return inner.to_str()
+
+
+def test_ordinary_text_gives_the_tokenizer_of_earlier_versions_to_the_byte(monkeypatch):
+    """Prepared data stays valid."""
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    short = [text for text in HOSTILE if len(text) <= WORD]
+    texts = [*documents(300), *short, "x" * WORD, " " * WORD + "y", "日本" * (WORD // 2), "=" * (WORD - 1)]
+    assert train_tokenizer(iter(texts), 600).to_json() == learned_by_the_library(texts, 600)
+
+
+@pytest.mark.parametrize("character", ["a", "=", "日", "é", " ", "\n"], ids=ascii)
+def test_a_million_characters_without_a_break_are_learned_in_seconds(character):
+    """The library takes ten minutes for them: its time grows with the square of a word."""
+    began = time.monotonic()
+    train_tokenizer(iter([*documents(100), "once" + character * 1_000_000]), 400)
+    assert time.monotonic() - began < 60
+
+
+def test_an_interrupt_ends_the_learning_at_once(tmp_path):
+    """The library does not notice it."""
+    (tmp_path / "a.txt").write_text("".join(random.Random(0).choices("acgt", k=8_000_000)))
+    (tmp_path / "b.txt").write_text("once upon a time")
+    files = ("--files", tmp_path / "a.txt", "--val-files", tmp_path / "b.txt")
+    command = [sys.executable, "prepare.py", "--no-fit", *files]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment(tmp_path / "cache"), stderr=subprocess.PIPE, start_new_session=True
+    ) as process:
+        assert process.stderr.readline() == b"learning the tokenizer\n"
+        time.sleep(2)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read().split() == [b"stopped"]
+        assert process.wait(60) == 130
+    assert time.monotonic() - began < 5
+    assert str(tmp_path) not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+
+
+def test_a_learning_process_that_is_killed_is_one_line(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(UserError, match="learning the tokenizer ended with status 1; free some memory"):
+        train_tokenizer(iter(documents(10)), 300)
 
 
 def test_frequent_words_become_one_token(bpe):
