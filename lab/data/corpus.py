@@ -1,14 +1,16 @@
 """Where documents come from: the hub, the user's own files, or the built-in stories.
 
 `open_corpus` gives the training and validation documents of a preset as plain strings in a fixed order, and the
-identity that decides them. No training document is ever equal to a validation document: either a fixed share of all
+identity that determines them. No training document is ever equal to a validation document: either a fixed share of all
 documents, chosen by hash of the text, is validation (stories, and files without validation files), or training
 documents that occur in validation are dropped (files with them, and the hub). Reading is in lab/data/documents.py,
 fetching in lab/data/hub.py. Not covered: near duplicates.
 """
 
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,12 +24,12 @@ from lab.files import sha256
 from lab.preset import Data
 
 HELD_OUT = 20  # where validation is chosen by hash, one document in so many
-SEEDS = (1, 2)  # of the built-in stories: training, validation
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".lz4", ".zip", ".br")
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents and what decides them: equal identities mean equal documents in equal order."""
+    """Documents and what determines them: equal identities mean equal documents in equal order."""
 
     identity: dict[str, Any]  # JSON-able
     train: Callable[[], Iterator[str]]  # whole documents, at most train_bytes of UTF-8 but at least one document
@@ -35,7 +37,7 @@ class Corpus:
 
 
 def open_corpus(data: Data, progress: Progress | None = None) -> Corpus:
-    """The documents of a preset; fetches from the hub what is not here yet. Raises UserError."""
+    """The documents of a preset; downloads what is missing from the hub. Raises UserError."""
     sources = {"hub": _hub, "files": _files, "stories": _stories}
     return sources[data.source](data, progress or (lambda label, done, total: None))
 
@@ -55,14 +57,14 @@ def _within(texts: Iterable[str], limit: int) -> Iterator[str]:
         yield text
 
 
-def _some(texts: Iterable[str], complaint: str) -> Iterator[str]:
+def _some(texts: Iterable[str], message: str) -> Iterator[str]:
     """The same documents; raises UserError if there are none."""
     empty = True
     for text in texts:
         empty = False
         yield text
     if empty:
-        raise UserError(complaint)
+        raise UserError(message)
 
 
 def _hub(data: Data, progress: Progress) -> Corpus:
@@ -75,28 +77,48 @@ def _stories(data: Data, progress: Progress) -> Corpus:
 
     grammar = [sha256(module.__file__) for module in (stories, story_plots, story_words)]
     identity = {"source": "stories", "grammar": grammar, "seeds": [1, 2], "train_bytes": data.train_bytes}
-    train = partial(_told, stories.stories, seed=1, held_out=False)
-    return Corpus(identity, lambda: _within(train(), data.train_bytes), partial(_told, stories.stories, 2, True))
+    train = partial(_one_side, stories.stories, seed=1, held_out=False)
+    return Corpus(identity, lambda: _within(train(), data.train_bytes), partial(_one_side, stories.stories, 2, True))
 
 
-def _told(stories: Callable[[int], Iterator[str]], seed: int, held_out: bool) -> Iterator[str]:
-    """Stories of one seed on one side of the hash: two seeds that tell the same story cannot both keep it."""
+def _one_side(stories: Callable[[int], Iterator[str]], seed: int, held_out: bool) -> Iterator[str]:
+    """Stories of one seed that are, or are not, held out: a story of both seeds is on one side only."""
     return (text for text in stories(seed) if _held_out(text) == held_out)
 
 
 def _files(data: Data, progress: Progress) -> Corpus:
     if not data.train_files:
         raise UserError("no training file matches; give FILES='folder/*.parquet' (parquet, jsonl or txt)")
+    state = _state(data)
     described = {split: [_described(path) for path in paths] for split, paths in _splits(data)}
     identity = {"source": "files", "field": data.text_field, "train_bytes": data.train_bytes, **described}
     names = ", ".join(Path(path).name for path in data.train_files[:3]) + ("" if len(data.train_files) < 4 else ", ...")
-    train = partial(_some, complaint=f"{names}: no training document; every document is empty, held out or validation")
-    val = partial(_some, complaint=f"no validation document for {names}; give VAL_FILES=, or more documents")
+    no_train = f"{names}: no training document; every document is empty, held out or validation"
+    no_val = f"no validation document for {names}; give VAL_FILES=, or more documents"
     return Corpus(
         identity,
-        lambda: train(_within(_training(data), data.train_bytes)),
-        lambda: val(_validation(data)),
+        lambda: _unchanged(_some(_within(_training(data), data.train_bytes), no_train), data, state),
+        lambda: _unchanged(_some(_validation(data), no_val), data, state),
     )
+
+
+def _state(data: Data) -> dict[str, tuple[int, int] | None]:
+    """Size and time of the last change of every file; None for a missing file."""
+    state: dict[str, tuple[int, int] | None] = {}
+    for path in (*data.train_files, *data.val_files):
+        state[path] = None
+        with suppress(OSError):
+            status = os.stat(path)
+            state[path] = status.st_size, status.st_mtime_ns
+    return state
+
+
+def _unchanged(texts: Iterable[str], data: Data, state: dict[str, tuple[int, int] | None]) -> Iterator[str]:
+    """The same documents; raises UserError at the end if a file has changed: its digest names what is prepared."""
+    yield from texts
+    now = _state(data)
+    if changed := [path for path in state if state[path] != now[path]]:
+        raise UserError(f"{changed[0]} changed while it was read; run again once it is complete")
 
 
 def _splits(data: Data) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -117,10 +139,15 @@ def _validation(data: Data) -> Iterator[str]:
 
 
 def _described(path: str) -> dict[str, Any]:
-    """Name, size and digest of a file that can be read and is of a kind that we know."""
-    if Path(path).suffix not in READERS:
-        raise UserError(f"{path}: unknown kind of file; give {', '.join(READERS)}")
+    """Name, size and digest of a readable file of a supported type."""
+    suffix = Path(path).suffix.lower()
+    if suffix in COMPRESSED:
+        raise UserError(f"{path}: compressed; decompress it first")
+    if suffix not in READERS:
+        raise UserError(f"{path}: unknown file type; use {', '.join(READERS)}")
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+            raise UserError(f"{path}: not a regular file; write its content to a file first")
         size = os.path.getsize(path)
         if size == 0:
             raise UserError(f"{path}: the file is empty; remove it or leave it out of FILES")

@@ -1,15 +1,14 @@
 """Documents in local files: parquet, JSON lines and plain text, streamed.
 
 Documents come in the order of the files and their rows; those that are null, empty or blank are skipped. Memory
-does not grow with a file: it holds one batch or one document. A text file is divided at SEPARATOR if it contains
-one, else at blank lines. Whatever is wrong with a file is one UserError that names it. Not covered: compressed
-text, other formats.
+does not grow with the file: one batch or one document is held at a time. A text file is split at SEPARATOR if it
+contains one, else at blank lines. Anything wrong with a file raises one UserError that names it. Not supported:
+compressed text, other formats.
 """
 
 import hashlib
 import io
 import json
-import mmap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -19,9 +18,9 @@ import pyarrow.parquet as pq
 from lab.errors import UserError, one_line
 
 SEPARATOR = "<|endoftext|>"  # between the documents of a text file; without it, blank lines
-CHUNK = 1 << 22  # characters of text read at once
+CHUNK = 1 << 22  # bytes or characters of text read at once
 
-Row = tuple[str, str | None]  # where it is in the file, its text
+Row = tuple[str, str | None]  # position in the file, text
 
 
 def digest(text: str) -> bytes:
@@ -33,21 +32,21 @@ def read_documents(paths: Iterable[str], column: str) -> Iterator[str]:
     """The documents of files in order. Raises UserError naming the file and what is wrong with it."""
     for path in paths:
         try:
-            for where, text in READERS[Path(path).suffix](path, column):  # noqa: B007
+            for where, text in READERS[Path(path).suffix.lower()](path, column):  # noqa: B007
                 if text and not text.isspace():
                     text.encode()  # refuses a lone surrogate, which JSON can write but UTF-8 cannot
                     yield text
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: not UTF-8 text ({error.reason}); convert it or leave it out") from None
         except UnicodeEncodeError:
-            raise UserError(f"{path}, {where}: holds half a surrogate pair, which is no text; mend it") from None
+            raise UserError(f"{path}, {where}: contains an unpaired surrogate; remove it") from None
         except (pa.ArrowException, OSError) as error:
             raise UserError(
                 f"{path}: cannot be read ({one_line(error, 160)}); the file is damaged or cut short"
             ) from None
 
 
-def _read_parquet(path: str, column: str) -> Iterator[tuple[str, str | None]]:
+def _read_parquet(path: str, column: str) -> Iterator[Row]:
     with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
         check_column(path, column, file.schema_arrow)
         for batch in file.iter_batches(batch_size=256, columns=[column], use_threads=False):
@@ -55,15 +54,16 @@ def _read_parquet(path: str, column: str) -> Iterator[tuple[str, str | None]]:
 
 
 def check_column(path: str, column: str, schema: pa.Schema) -> None:
-    if column not in schema.names:
-        raise UserError(f"{path}: no column {column!r}; set text_field to one of {', '.join(schema.names)}")
+    if (count := schema.names.count(column)) != 1:
+        problem = f"{count} columns are named {column!r}; rename one, or" if count else f"no column {column!r};"
+        raise UserError(f"{path}: {problem} set text_field to one of {', '.join(schema.names)}")
     kind = schema.field(column).type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
         raise UserError(f"{path}: column {column!r} holds {kind}, not text; set text_field to a text column")
 
 
-def _read_jsonl(path: str, column: str) -> Iterator[tuple[str, str | None]]:
+def _read_jsonl(path: str, column: str) -> Iterator[Row]:
     with open(path, encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
@@ -84,19 +84,29 @@ def _json_text(where: str, line: str, column: str) -> str | None:
     return row[column]
 
 
-def _read_txt(path: str, column: str) -> Iterator[tuple[str, str | None]]:
-    with open(path, "rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        separated = content.find(SEPARATOR.encode()) >= 0
-        if content.find(b"\0") >= 0:
-            raise UserError(f"{path}: a binary file, not text; leave it out")
+def _read_txt(path: str, column: str) -> Iterator[Row]:
+    separated = _has_separator(path)
     with open(path, encoding="utf-8-sig") as file:
         for text in _separated(file) if separated else _paragraphs(file):
             yield "", text.strip()
 
 
+def _has_separator(path: str) -> bool:
+    """Whether SEPARATOR occurs in a file, in which no byte may be zero. Not through mmap: a file that is cut short
+    meanwhile would kill the process."""
+    separator, end, found = SEPARATOR.encode(), b"", False
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            if b"\0" in chunk:
+                raise UserError(f"{path}: a binary file or UTF-16 text; convert it to UTF-8 or leave it out")
+            found = found or separator in end + chunk
+            end = chunk[1 - len(separator) :]
+    return found
+
+
 def _separated(file: io.TextIOBase) -> Iterator[str]:
     rest = ""
-    while chunk := file.read(1 << 22):
+    while chunk := file.read(CHUNK):
         *whole, rest = (rest + chunk).split(SEPARATOR)
         yield from whole
     yield rest

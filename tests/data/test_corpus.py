@@ -1,5 +1,7 @@
 """Documents from local files, stories and a loopback hub: the same text for the same identity, or one clear line."""
 
+import gzip
+import io
 import itertools
 import json
 import os
@@ -150,7 +152,91 @@ def test_memory_does_not_grow_with_the_file(tmp_path, kind):
     assert peak_arrow < 16e6
 
 
+TWICE = pa.Table.from_arrays([pa.array(TEXTS), pa.array(TEXTS)], names=["text", "text"])
+EMPTY = pa.table({"text": pa.array([], pa.string())})
+
+
+def tables(*groups: pa.Table) -> bytes:
+    """A parquet file of one row group for each table."""
+    buffer = io.BytesIO()
+    with pq.ParquetWriter(buffer, groups[0].schema) as writer:
+        for group in groups:
+            writer.write_table(group)
+    return buffer.getvalue()
+
+
+def of_type(kind: pa.DataType) -> bytes:
+    return tables(pa.table({"text": pa.array(TEXTS).cast(kind)}))
+
+
+def rows(*texts: str) -> str:
+    """JSON lines that json.dumps does not write."""
+    return "".join(line + "\n" for line in texts)
+
+
+KINDS = {
+    "dictionary.parquet": tables(pa.table({"text": pa.array(TEXTS).dictionary_encode()})),
+    "large.parquet": of_type(pa.large_string()),
+    "view.parquet": of_type(pa.string_view()),
+    "no-rows-first.parquet": tables(EMPTY, pa.table({"text": TEXTS}), EMPTY),
+    "dotted.parquet": tables(pa.table({"text.more": ["not this"] * 400, "text": TEXTS})),
+    "nested-beside.parquet": tables(pa.table({"meta": [{"text": "not this"}] * 400, "text": TEXTS})),
+    "nan.jsonl": rows(*(f'{{"text": "{text}", "score": NaN, "least": -Infinity}}' for text in TEXTS)),
+    "twice.jsonl": rows(*(f'{{"text": 1, "text": "{text}"}}' for text in TEXTS)),  # the last one, as in every parser
+    "separators.jsonl": rows(*(f'{{"text": "{text}", "not a line": "\x85\u2028\u2029"}}' for text in TEXTS)),
+    "CAPITALS.JSONL": lines(TEXTS),
+    "Mac.txt": "\r\r".join(TEXTS),
+    "mark.TXT": "\ufeff" + "\n\n".join(TEXTS),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_unusual_files_give_the_same_documents(tmp_path, name):
+    corpus = open_corpus(local(write(tmp_path / name, KINDS[name])))
+    assert sorted([*corpus.train(), *corpus.val()]) == sorted(TEXTS)
+
+
+@pytest.mark.parametrize("at", [0, (1 << 22) - 5, (1 << 22) + 1])
+def test_the_separator_is_found_wherever_it_is(tmp_path, at):
+    path = write(tmp_path / "a.txt", "x" * at + "\n\n<|endoftext|>two")
+    assert list(open_corpus(local(path, val=[path])).val())[-1] == "two"
+
+
+def test_a_file_that_changes_while_it_is_read(tmp_path):
+    """Half of it would be prepared under the name of the other half."""
+    path = write(tmp_path / "a.txt", "\n\n".join(TEXTS * 100))
+    val = write(tmp_path / "val.jsonl", lines(["something else"]))
+    for change in (lambda: write(path, "\n\n".join(TEXTS)), lambda: os.utime(path, (1, 1)), path.unlink):
+        corpus = open_corpus(local(path, val=[val]))
+        documents = corpus.train()
+        next(documents)
+        change()
+        with pytest.raises(UserError, match=r"a\.txt changed while it was read; run again once it is complete"):
+            list(documents)
+
+
+def test_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    assert "pipe.jsonl: not a regular file" in complaint(local(tmp_path / "pipe.jsonl"))
+
+
 BAD = {
+    "twice.parquet": (tables(TWICE), "2 columns are named 'text'; rename one"),
+    "nested.parquet": (tables(pa.table({"text": [{"a": "b"}]})), "column 'text' holds struct<a: string>, not text"),
+    "inner.parquet": (tables(pa.table({"row": [{"text": "b"}]})), "no column 'text'; set text_field to one of row"),
+    "list.parquet": (tables(pa.table({"text": [["a"]]})), "column 'text' holds list<element: string>, not text"),
+    "null.parquet": (tables(pa.table({"text": pa.nulls(9)})), "column 'text' holds null, not text"),
+    "bytes.parquet": (of_type(pa.binary()), "column 'text' holds binary, not text"),
+    "codes.parquet": (tables(pa.table({"text": pa.array([1, 2]).dictionary_encode()})), "holds int64, not text"),
+    "nan.jsonl": ('{"text": NaN}\n', "line 1: field 'text' is not text"),
+    "wide.txt": ("one\n\ntwo".encode("utf-16"), "a binary file or UTF-16 text; convert it to UTF-8"),
+    "wide.jsonl": (lines(TEXTS).encode("utf-16"), "not UTF-8 text"),
+    "packed.jsonl.gz": (b"\x1f\x8b", "packed.jsonl.gz: compressed; decompress it first"),
+    "packed.txt.zst": (b"\x28\xb5\x2f\xfd", "packed.txt.zst: compressed; decompress it first"),
+    "renamed.jsonl": (gzip.compress(lines(TEXTS).encode()), "not UTF-8 text"),
+    "whole.json": (json.dumps({"text": "a"}, indent=1), "line 1: not JSON; each line must be one JSON object"),
+    "digits.jsonl": ('{"text": "a", "n": ' + "9" * 5000 + "}\n", "line 1: not JSON"),
+    "deep.jsonl": ("[" * 100_000 + "\n", "line 1: not JSON"),
     "column.parquet": (
         parquet(TEXTS, "body", id=list(range(400))),
         "no column 'text'; set text_field to one of body, id",
@@ -163,7 +249,7 @@ BAD = {
     "number.jsonl": ('{"text": "a"}\n{"text": 1}\n', "line 2: field 'text' is not text"),
     "bad.jsonl": ('{"text": "a"}\n\n{"text": \n', "line 3: not JSON"),
     "array.json": ('[{"text": "a"}]', "line 1: not a JSON object"),
-    "surrogate.jsonl": ('{"text": "a \\ud800"}\n', "line 1: holds half a surrogate pair"),
+    "surrogate.jsonl": ('{"text": "a \\ud800"}\n', "line 1: contains an unpaired surrogate"),
     "latin.jsonl": ('{"text": "é"}\n'.encode("latin-1"), "not UTF-8"),
     "latin.txt": ("héllo".encode("latin-1"), "not UTF-8"),
     "binary.txt": (b"PK\x03\x04\x00\x00abc", "a binary file"),
@@ -172,7 +258,7 @@ BAD = {
     "blank.txt": (b"\n \n\n", "no training document"),
     "nulls.parquet": (parquet([None, None]), "no training document"),
     "norows.parquet": (parquet([]), "no training document"),
-    "picture.png": (b"abc", "unknown kind of file"),
+    "picture.png": (b"abc", "unknown file type"),
 }
 
 

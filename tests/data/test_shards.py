@@ -286,7 +286,7 @@ BAD = {
     "binary.txt": (lambda path: path.write_bytes(random.Random(0).randbytes(100_000)), "binary"),
     "binary.jsonl": (lambda path: path.write_bytes(random.Random(0).randbytes(100_000)), "binary.jsonl"),
     "binary.parquet": (lambda path: path.write_bytes(random.Random(0).randbytes(100_000)), "binary.parquet"),
-    "picture.png": (lambda path: path.write_bytes(b"\x89PNG"), "unknown kind of file"),
+    "picture.png": (lambda path: path.write_bytes(b"\x89PNG"), "unknown file type"),
     "column.parquet": (lambda path: parquet(path, story=["a story"] * 100), "no column 'text'"),
     "numbers.parquet": (lambda path: parquet(path, text=[1, 2, 3]), "holds int64, not text"),
     "field.jsonl": (lambda path: path.write_text('{"story": "a"}\n'), "line 1: no field 'text'"),
