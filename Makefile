@@ -17,7 +17,7 @@ PREPARE_FLAGS := $(VERBOSITY) $(if $(VOCAB),--vocab $(VOCAB)) $(if $(SEQ),--seq 
 	$(if $(FILES),--files $(call quote,$(FILES))) $(if $(VAL_FILES),--val-files $(call quote,$(VAL_FILES))) \
 	$(if $(NO_FIT)$(MINUTES)$(STEPS),--no-fit)
 PREPARE = $(PY) prepare.py $(if $(PRESET),--preset $(call quote,$(PRESET))) $(PREPARE_FLAGS)
-CURRENT := $(or $(AUTORESEARCH_CACHE),$(HOME)/.cache/autoresearch)/current.json
+CURRENT := $(or $(patsubst ~/%,$(HOME)/%,$(AUTORESEARCH_CACHE)),$(HOME)/.cache/autoresearch)/current.json
 TRAIN_FLAGS := $(VERBOSITY) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(STEPS),--steps $(STEPS)) $(if $(SEED),--seed $(SEED)) \
 	$(if $(RUN_DIR),--run-dir $(call quote,$(RUN_DIR)))
 SAMPLE_FLAGS := $(if $(RUN),$(call quote,$(RUN))) $(if $(AGAINST),$(call quote,$(AGAINST))) \

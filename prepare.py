@@ -12,6 +12,7 @@ clock and seed and writes the checkpoint and the records. Importing this module 
 
 import glob
 import json
+import os
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
@@ -57,7 +58,7 @@ def __getattr__(name: str) -> Any:
     type=int,
     help="Context length, in tokens. Changes the task: scores are not comparable.  [default: the preset's]",
 )
-@click.option("--files", help="Use your own text instead: a quoted glob of parquet, jsonl or txt files.")
+@click.option("--files", help="Use your own text instead: a file, a folder or a quoted glob; parquet, jsonl or txt.")
 @click.option(
     "--val-files", help="A glob of validation files, with --files.  [default: 1 in 20 documents of --files, by hash]"
 )
@@ -86,7 +87,7 @@ def prepare(
     from lab import preset
     from lab.data import shards
     from lab.data.corpus import open_corpus
-    from lab.files import write_atomic
+    from lab.files import make_cache, write_atomic
     from lab.machine import hardware
     from lab.machine.fit import fitted
 
@@ -105,6 +106,7 @@ def prepare(
         own = replace(chosen.data, source="files", train_files=_expand(files), val_files=_expand(val_files))
         chosen = replace(chosen, data=own)
     preset.validate(chosen, f"preset {preset_name} with these options")
+    make_cache()
     with Bars(quiet=verbosity == QUIET) as progress:
         corpus = open_corpus(chosen.data, progress)
         prepared, rebuilt = shards.prepare(chosen, corpus, progress)
@@ -118,7 +120,6 @@ def prepare(
         flush=True,
     )
     chosen, measured = fitted(chosen, prepared.folder, fit, print if verbosity > QUIET else silent)
-    current_path().parent.mkdir(parents=True, exist_ok=True)
     record = {"preset": preset.to_dict(chosen), "tier": tier, "fit": measured, "prepared": str(prepared.folder)}
     write_atomic(current_path(), json.dumps(record, indent=1))
     if verbosity == VERBOSE:
@@ -126,13 +127,24 @@ def prepare(
 
 
 def _expand(pattern: str | None) -> tuple[str, ...]:
-    """The absolute paths that match `pattern`, if one is given. Raises UserError when none does."""
+    """The absolute paths that match `pattern`, if one is given; for a folder, its supported files. Raises UserError when
+    there is none."""
     if not pattern:
         return ()
-    paths = [str(Path(name).resolve()) for name in glob.glob(pattern, recursive=True)]
-    if not paths:
+    pattern = os.path.expanduser(pattern)
+    literal = os.path.lexists(pattern)  # brackets in an existing path are part of its name
+    matches = [path for name in ([pattern] if literal else glob.glob(pattern, recursive=True)) for path in _files(name)]
+    if not matches:
         raise UserError(f"no file matches {pattern!r}; check the path, and quote the pattern")
-    return tuple(sorted(paths))
+    return tuple(sorted({os.path.realpath(path) for path in matches}))
+
+
+def _files(path: str) -> list[str]:
+    from lab.data.documents import READERS
+
+    if not os.path.isdir(path):
+        return [path]
+    return [entry.path for entry in os.scandir(path) if entry.is_file() and Path(entry).suffix.lower() in READERS]
 
 
 @command.command(

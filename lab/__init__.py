@@ -5,6 +5,7 @@ docs/ARCHITECTURE.md.
 """
 
 import importlib
+import os
 import sys
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -17,6 +18,10 @@ MOVED = {
     "lab.kernels": "lab.training.kernels",
     "lab.parallel": "lab.training.parallel",
 }
+
+
+if cache := os.environ.get("AUTORESEARCH_CACHE"):  # the same folder for a child that starts elsewhere
+    os.environ["AUTORESEARCH_CACHE"] = os.path.abspath(os.path.expanduser(cache))
 
 
 class _Moved(MetaPathFinder, Loader):

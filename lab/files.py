@@ -14,7 +14,20 @@ ROOT = Path(__file__).resolve().parent.parent  # this checkout
 
 def cache_root() -> Path:
     """The cache folder, of all prepared data: $AUTORESEARCH_CACHE, or ~/.cache/autoresearch."""
-    return Path(os.environ.get("AUTORESEARCH_CACHE") or Path.home() / ".cache" / "autoresearch")
+    try:
+        return Path(os.environ.get("AUTORESEARCH_CACHE") or Path.home() / ".cache" / "autoresearch")
+    except RuntimeError:
+        raise UserError("no home folder is known; set AUTORESEARCH_CACHE to a folder") from None
+
+
+def make_cache() -> None:
+    """Make the cache folder. Raises UserError when that is not possible."""
+    try:
+        cache_root().mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make the cache folder {cache_root()} ({error.strerror}); set AUTORESEARCH_CACHE to another folder"
+        ) from None
 
 
 def register() -> None:
