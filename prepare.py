@@ -127,8 +127,8 @@ def prepare(
 
 
 def _expand(pattern: str | None) -> tuple[str, ...]:
-    """The absolute paths that match `pattern`, if one is given; for a folder, its supported files. Raises UserError when
-    there is none."""
+    """The absolute paths that match `pattern`, if one is given; for a folder, its supported files. Raises UserError
+    when there is none."""
     if not pattern:
         return ()
     pattern = os.path.expanduser(pattern)

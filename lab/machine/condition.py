@@ -1,7 +1,6 @@
 """How the machine is doing at a moment, and what that means for a run: whether it may start, whether it counts.
 
-Reading it on macOS goes through `_macos_condition`, which is not run on a Mac here: its parsing is tested with recorded
-outputs of the commands.
+`_macos_condition` reads a Mac. It has not been run on one: its parsing is tested with recorded outputs.
 """
 
 import platform
@@ -80,22 +79,30 @@ def unfit(now: Condition, usual_flops: float) -> str:
     return ""
 
 
+def _decimal(number: str) -> float:
+    return float(number.replace(",", "."))  # in the locale of the user
+
+
 def _macos_condition(output: Callable[..., str]) -> dict[str, str | int | float | None]:
     """`output(*command)` runs a command and returns what it prints. Not run on a Mac."""
     questions = {
-        "swap_mb": (("sysctl", "-n", "vm.swapusage"), r"used = ([\d.]+)M", float),
+        "swap_mb": (("sysctl", "-n", "vm.swapusage"), r"used = (\d+[.,]\d+)M", _decimal),
         "memory_pressure": (("sysctl", "-n", "kern.memorystatus_vm_pressure_level"), r"(\d+)", int),
         "heat": (("notifyutil", "-g", "com.apple.system.thermalpressurelevel"), r"(\d+)\s*$", int),
-        "power": (("pmset", "-g", "batt"), r"'(AC|Battery) Power'", {"AC": "AC", "Battery": "battery"}.get),
+        "power": (
+            ("pmset", "-g", "batt"),
+            r"drawing from '(AC|Battery) Power'",
+            {"AC": "AC", "Battery": "battery"}.get,
+        ),
     }
-    found = {}
-    for name, (command, pattern, kind) in questions.items():
+    values = {}
+    for name, (command, pattern, convert) in questions.items():
         try:
             match = re.search(pattern, output(*command))
-        except (OSError, subprocess.SubprocessError):  # the thermal level has no public name: it may go
+        except (OSError, subprocess.SubprocessError):  # the thermal level has no documented name: it may disappear
             match = None
-        found[name] = kind(match[1]) if match else None
-    return found
+        values[name] = convert(match[1]) if match else None
+    return values
 
 
 def _linux_condition(root: Path) -> dict[str, str | int | float | None]:

@@ -1,10 +1,8 @@
 """What this machine is and what it can do: chip, memory, GPU cores, matmul peak, and time that counts sleep.
 
-Reading the machine on macOS goes through `_macos_facts`, which is not run on a Mac here: its parsing is tested with
-recorded outputs of the commands.
+`_macos_facts` reads a Mac. It has not been run on one: its parsing is tested with recorded outputs.
 """
 
-import json
 import os
 import platform
 import re
@@ -12,17 +10,25 @@ import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import numpy as np
 
 from lab import quota
 from lab.preset import Hardware
 
+# Commands that print the GPU cores of an Apple chip. The first takes 20 ms (sbryngelson/ANEForge#151).
+GPU_CORES = {
+    ("ioreg", "-rc", "AGXAccelerator", "-d1"): r'"gpu-core-count" = (\d+)',
+    ("system_profiler", "SPDisplaysDataType", "-json"): r'"sppci_cores"\s*:\s*"(\d+)"',
+}
 MATMUL_SIZE = 1024  # n of the n x n products that measure the peak; large enough for 95 % of it, a few ms each
 
 
+@cache
 def describe() -> dict[str, str | int | float]:
-    """Chip name, operating system, memory (GB), CPU and GPU cores, backend. Takes well under a second."""
+    """Chip name, operating system, memory (GB), CPU and GPU cores, backend. Read once: system_profiler takes a second
+    and may hang."""
     mac = platform.system() == "Darwin"
     facts = _macos_facts(output) if mac else _linux_facts()
     backend = "metal" if facts["gpu_cores"] else "cpu"
@@ -31,7 +37,7 @@ def describe() -> dict[str, str | int | float]:
 
 
 def hardware() -> Hardware:
-    """What the tiers of a preset look at."""
+    """What the tiers of a preset depend on."""
     facts = describe()
     return Hardware(facts["backend"], facts["memory_gb"], facts["gpu_cores"])
 
@@ -45,16 +51,36 @@ def output(*command: str) -> str:
 
 def _macos_facts(output: Callable[..., str]) -> dict[str, str | int | float]:
     """`output(*command)` runs a command and returns what it prints. Not run on a Mac."""
-    sysctl = output("sysctl", "-n", "machdep.cpu.brand_string", "hw.memsize", "hw.ncpu").splitlines()
-    displays = json.loads(output("system_profiler", "SPDisplaysDataType", "-json"))
-    cores = [int(gpu["sppci_cores"]) for gpu in displays["SPDisplaysDataType"] if "sppci_cores" in gpu]
-    apple = platform.machine() == "arm64" or sysctl[0].startswith("Apple")
+    sysctl = _printed(output, "sysctl", "-n", "machdep.cpu.brand_string", "hw.memsize", "hw.ncpu")
+    values = re.fullmatch(r"(.+)\n(\d+)\n(\d+)\s*", sysctl)
+    chip = values[1] if values else platform.machine()
+    on_apple_chip = platform.machine() == "arm64" or chip.startswith("Apple")
     return {
-        "chip": sysctl[0],
-        "memory_gb": int(sysctl[1]) / 2**30,
-        "cpu_cores": int(sysctl[2]),
-        "gpu_cores": max(cores, default=0) if apple else 0,
+        "chip": chip,
+        "memory_gb": int(values[2]) / 2**30 if values else _physical_gb(),
+        "cpu_cores": int(values[3]) if values else os.cpu_count() or 1,
+        "gpu_cores": _macos_gpu_cores(output) if on_apple_chip else 0,
     }
+
+
+def _macos_gpu_cores(output: Callable[..., str]) -> int:
+    """0 where no command prints them, as on a virtual Mac."""
+    for command, pattern in GPU_CORES.items():
+        if counts := re.findall(pattern, _printed(output, *command)):
+            return max(map(int, counts))
+    return 0
+
+
+def _printed(output: Callable[..., str], *command: str) -> str:
+    """What a command prints; "" for one that fails, is missing or hangs."""
+    try:
+        return output(*command)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _physical_gb() -> float:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
 
 
 def _linux_facts() -> dict[str, str | int | float]:
@@ -62,7 +88,7 @@ def _linux_facts() -> dict[str, str | int | float]:
         name = re.search(r"model name\s*: (.*)", file.read())
     return {
         "chip": name[1] if name else platform.machine(),
-        "memory_gb": min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), quota.memory_limit()) / 2**30,
+        "memory_gb": min(_physical_gb(), quota.memory_limit() / 2**30),
         "cpu_cores": quota.cores(),
         "gpu_cores": 0,
     }
@@ -85,17 +111,17 @@ def matmul_peak(dtype_name: str, repeats: int = 20) -> float:
 
 
 def taken(seconds: float = 0.5) -> float:
-    """Share of the processors that other programs take: what is missing when every core is asked for at once."""
+    """Share of the processors that other programs use: what a thread on every core at once does not get."""
 
-    def ask(_: int) -> float:
+    def own_share(_: int) -> float:
         begun, own = time.perf_counter(), time.thread_time()
         while time.perf_counter() - begun < seconds:
-            np.exp(numbers)  # lets go of Python's lock
+            np.exp(numbers)  # releases the GIL
         return (time.thread_time() - own) / (time.perf_counter() - begun)
 
     numbers, cores = np.zeros(1 << 16), describe()["cpu_cores"]
     with ThreadPoolExecutor(cores) as pool:
-        return max(0.0, 1 - sum(pool.map(ask, range(cores))) / quota.cpus())  # a quota is no other program
+        return max(0.0, 1 - sum(pool.map(own_share, range(cores))) / quota.cpus())  # a quota is no other program
 
 
 def peak_memory_mb() -> float:
@@ -108,6 +134,6 @@ def peak_memory_mb() -> float:
 
 
 def seconds_with_sleep() -> float:
-    """A clock that goes on while the machine sleeps, unlike time.perf_counter: the difference is time asleep."""
+    """A clock that also counts while the machine sleeps, unlike time.perf_counter: the difference is time asleep."""
     on_mac = platform.system() == "Darwin"
     return time.clock_gettime(time.CLOCK_MONOTONIC_RAW if on_mac else time.CLOCK_BOOTTIME)

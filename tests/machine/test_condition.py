@@ -1,6 +1,7 @@
 """What is read of the machine's condition, and what it does to a run."""
 
 import dataclasses
+from subprocess import CalledProcessError, TimeoutExpired
 
 import pytest
 
@@ -34,9 +35,52 @@ def test_a_macs_condition_is_read_from_the_systems_own_words():
     assert mac_condition(batt="Now drawing from 'UPS Power'\n")["power"] is None
 
 
-def test_what_a_mac_does_not_tell_is_none():
+# Outputs recorded on people's Macs, each with its source and what it means.
+SWAPS = [
+    ("total = 1024,00M  used = 379,25M  free = 644,75M  (encrypted)", 379.25),  # Powerlevel9k/powerlevel9k#1108
+    ("total = 4096.00M  used = 2743.50M  free = 1352.50M  (encrypted)", 2743.5),  # walles/px#80
+    ("total = 1024.00M  used = 2.50M  free = 1021.50M  (encrypted)", 2.5),  # mackerelio/mackerel-agent#84
+    ("total = 0.00M  used = 0.00M  free = 0.00M  (encrypted)", 0.0),
+    ("", None),
+]
+SUPPLIES = [
+    ("Now drawing from 'AC Power'\n", "AC"),  # an iMac, liquidprompt/liquidprompt#317
+    ("Currently drawing from 'AC Power'\n -InternalBattery-0\t54%; charging; 0:51 remaining\n", "AC"),  # before 10.10
+    ("Now drawing from 'AC Power'\n -InternalBattery-0\t88%; AC attached; not charging present: true\n", "AC"),
+    ("Now drawing from 'AC Power'\n -InternalBattery-0\t90%; charging; (no estimate) present: true\n", "AC"),
+    (
+        "Now drawing from 'Battery Power'\n -InternalBattery-0\t90%; discharging; (no estimate) present: true\n",
+        "battery",
+    ),
+    # the three above: OS X 10.11.6, imwally/battstat#2
+    ("Now drawing from 'UPS Power'\n -Back-UPS ES 700 (id=1234)\t87%; discharging; (no estimate)\n", None),
+    ("No power source information\n", None),
+]
+PRESSURES = [("1\n", 1), ("4\n", 4), ("kern.memorystatus_vm_pressure_level: 2\n", 2), ("", None)]  # exelban/stats#1010
+LEVELS = [
+    ("com.apple.system.thermalpressurelevel 0\n", 0),
+    ("com.apple.system.thermalpressurelevel 3\n", 3),
+    ("com.apple.system.thermalpressurelevel: Failed\n", None),
+]
+RECORDED = [
+    *(("vm.swapusage", "swap_mb", *case) for case in SWAPS),
+    *(("batt", "power", *case) for case in SUPPLIES),
+    *(("kern.memorystatus_vm_pressure_level", "memory_pressure", *case) for case in PRESSURES),
+    *(("com.apple.system.thermalpressurelevel", "heat", *case) for case in LEVELS),
+]
+
+
+@pytest.mark.parametrize(("asked", "name", "printed", "value"), RECORDED)
+def test_a_recorded_output_is_read_or_is_none(asked, name, printed, value):
+    assert mac_condition(**{asked: printed})[name] == value
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError("pmset"), TimeoutExpired("pmset", 20), CalledProcessError(1, "sysctl")], ids=repr
+)
+def test_what_a_mac_does_not_tell_is_none(error):
     def missing(*command: str) -> str:
-        raise FileNotFoundError(command[0])
+        raise error
 
     assert condition._macos_condition(missing) == dict.fromkeys(("swap_mb", "memory_pressure", "heat", "power"))
 

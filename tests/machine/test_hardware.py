@@ -63,16 +63,32 @@ INTEL = """{
 }"""
 
 
-class Mac:
-    """Answers the two commands as a Mac does and remembers what was asked."""
+# `ioreg -rc AGXAccelerator -d1`: head and properties of an M1 Pro in exelban/stats#1094, the count's form in #3047.
+IOREG = """+-o AGXAcceleratorG13X  <class AGXAcceleratorG13X, id 0x10000087c, registered, matched, active, busy 0>
+    {
+      "IOMatchedAtBoot" = Yes
+      "vendor-id" = <6b100000>
+      "IONameMatched" = "gpu,t6000"
+      "PerformanceStatistics" = {"TiledSceneBytes"=1572864,"Alloc system memory"=1214005248,"recoveryCount"=0}
+      "gpu-core-count" = 16
+    }
+"""
+FAILS = subprocess.CalledProcessError(1, "command")
+HANGS = subprocess.TimeoutExpired("system_profiler", 20)
 
-    def __init__(self, sysctl: str, profile: str):
-        self.answers = {"sysctl": sysctl, "system_profiler": profile}
+
+class Mac:
+    """Prints what the three commands print on a Mac, or fails, and remembers what was asked."""
+
+    def __init__(self, sysctl: str | Exception, profile: str | Exception, ioreg: str | Exception = ""):
+        self.answers = {"sysctl": sysctl, "system_profiler": profile, "ioreg": ioreg}
         self.asked: list[tuple[str, ...]] = []
 
     def __call__(self, *command: str) -> str:
         self.asked.append(command)
-        return self.answers[command[0]]
+        if isinstance(answer := self.answers[command[0]], Exception):
+            raise answer
+        return answer
 
 
 M1 = Mac("Apple M1\n8589934592\n8\n", displays("Apple M1", "7"))
@@ -84,6 +100,14 @@ def as_on_a_mac(monkeypatch, mac: Mac, processor: str = "arm64") -> None:
     monkeypatch.setattr(platform, "mac_ver", lambda: ("15.3.1", ("", "", ""), processor))
     monkeypatch.setattr(platform, "machine", lambda: processor)
     monkeypatch.setattr(hardware, "output", mac)
+    hardware.describe.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def forgotten():
+    """What was read of a made-up machine."""
+    yield
+    hardware.describe.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -100,14 +124,61 @@ def test_an_apple_chip_is_read_from_the_systems_own_words(monkeypatch, mac, chip
     assert hardware.hardware() == preset.Hardware("metal", memory, gpu)
 
 
-def test_these_commands_are_asked(monkeypatch):
+def test_these_commands_are_run_once_in_a_process(monkeypatch):
     mac = Mac(M1.answers["sysctl"], M1.answers["system_profiler"])
     as_on_a_mac(monkeypatch, mac)
-    hardware.describe()
+    facts = hardware.describe()
+    mac.answers = dict.fromkeys(mac.answers, HANGS)  # in the middle of a night
+    assert hardware.describe() == facts
+    assert hardware.hardware() == preset.Hardware("metal", 8.0, 7)
     assert mac.asked == [
         ("sysctl", "-n", "machdep.cpu.brand_string", "hw.memsize", "hw.ncpu"),
+        ("ioreg", "-rc", "AGXAccelerator", "-d1"),
         ("system_profiler", "SPDisplaysDataType", "-json"),
     ]
+
+
+M1_MAX = "Apple M1 Max\n34359738368\n10\n"
+PRO = displays("Apple M3 Pro", "14").replace("kHW_AppleM3ProItem", "Apple M3 Pro")  # timmo001/system-bridge#3408
+NAMELESS = """{
+  "SPDisplaysDataType" : [
+    {
+      "_name" : "spdisplays_display",
+      "spdisplays_device-id" : "0x1111",
+      "spdisplays_ndrvs" : [ { "_name" : "Unknown Display", "_spdisplays_pixels" : "1920 x 1080" } ]
+    }
+  ]
+}"""  # QEMU's Bochs adapter, from a comment in a public Go program
+RECORDED = {  # sysctl, system_profiler, ioreg -> GPU cores
+    "ioreg": (M1_MAX, HANGS, IOREG, 16),
+    "no ioreg": (M1_MAX, displays("Apple M1 Max", "32"), FileNotFoundError("ioreg"), 32),
+    "M3 Pro, macOS 15": ("Apple M3 Pro\n19327352832\n11\n", PRO, "", 14),
+    "GitHub's virtual Mac": ("Apple M1 (Virtual)\n7516192768\n3\n", "", "", 0),  # modular/rules_mojo#56: empty
+    "virtual, as JSON": ("Apple M1 (Virtual)\n7516192768\n3\n", '{\n  "SPDisplaysDataType" : [\n\n  ]\n}', "", 0),
+    "developer kit": ("Apple processor\n17179869184\n8\n", displays("Apple A12Z", None), "", 0),  # archspec#38
+    "QEMU": ("Apple M2\n8589934592\n4\n", NAMELESS, "", 0),
+    "profiler hangs": (M1_MAX, HANGS, FAILS, 0),
+    "profiler is cut": (M1_MAX, displays("Apple M1", "8")[:40], "", 0),
+    "a word for a number": (M1_MAX, displays("Apple M1", "eight"), '"gpu-core-count" = <08>', 0),
+}
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_recorded_mac_is_described(monkeypatch, name):
+    sysctl, profile, ioreg, cores = RECORDED[name]
+    as_on_a_mac(monkeypatch, Mac(sysctl, profile, ioreg))
+    facts = hardware.describe()
+    assert (facts["chip"], facts["gpu_cores"]) == (sysctl.splitlines()[0], cores)
+    assert facts["memory_gb"] * 2**30 == int(sysctl.splitlines()[1])
+    assert facts["backend"] == ("metal" if cores else "cpu")
+
+
+@pytest.mark.parametrize("sysctl", [FAILS, HANGS, "", "Apple M1\n", "\n\n\n", "Apple M1\n8 GB\n8\n"], ids=repr)
+def test_a_mac_that_says_nothing_is_described_by_what_python_knows(monkeypatch, sysctl):
+    as_on_a_mac(monkeypatch, Mac(sysctl, FAILS, IOREG))
+    facts = hardware.describe()
+    assert (facts["chip"], facts["cpu_cores"], facts["gpu_cores"]) == ("arm64", os.cpu_count(), 16)
+    assert facts["memory_gb"] > 0.1
 
 
 def test_the_macs_get_the_tiers_made_for_them(monkeypatch):
@@ -126,6 +197,11 @@ def test_an_intel_mac_has_no_metal_backend(monkeypatch):
     as_on_a_mac(monkeypatch, Mac("Intel(R) Core(TM) i7-9750H CPU @ 2.60GHz\n17179869184\n12\n", INTEL), "x86_64")
     facts = hardware.describe()
     assert (facts["backend"], facts["gpu_cores"], facts["memory_gb"], facts["cpu_cores"]) == ("cpu", 0, 16.0, 12)
+
+
+def test_under_rosetta_there_is_no_metal_backend(monkeypatch):
+    as_on_a_mac(monkeypatch, Mac("VirtualApple @ 2.50GHz\n17179869184\n8\n", displays("Apple M1", "8")), "x86_64")
+    assert hardware.hardware() == preset.Hardware("cpu", 16.0, 0)
 
 
 def test_a_display_adapter_without_cores_beside_the_gpu_is_passed_over(monkeypatch):
