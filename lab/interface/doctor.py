@@ -25,7 +25,7 @@ from lab.errors import INTERRUPTED, UserError
 from lab.files import ROOT, cache_root
 from lab.interface import housekeeping
 from lab.machine import hardware
-from lab.machine.condition import condition, content, unfit
+from lab.machine.condition import condition, content, wait_reason
 from lab.machine.fit import OUTGROWN, times_as_fast
 
 LOW_DISK_GB, NO_DISK_GB = 5.0, 1.0  # a night of 100 experiments leaves about a gigabyte of checkpoints
@@ -120,7 +120,7 @@ def _condition() -> Iterator[Finding]:
     now = condition()
     load = os.getloadavg()[0]
     message = f"{now}, load {load:.1f}"
-    if reason := unfit(now, now.flops):
+    if reason := wait_reason(now, now.flops):
         yield Finding("warning", "condition", f"{message}: {reason}", "let it cool down, or close other programs")
     elif load > 0.5 * (os.cpu_count() or 1):
         yield Finding("warning", "condition", f"{message}: other programs use the CPU", "close them before a night")

@@ -1,4 +1,4 @@
-"""How the machine is doing at a moment, and what that means for a run: whether it may start, whether it counts.
+"""The condition of the machine at one moment, and what it means for a run: whether it may start and whether it counts.
 
 `_macos_condition` reads a Mac. It has not been run on one: its parsing is tested with recorded outputs.
 """
@@ -14,26 +14,26 @@ from pathlib import Path
 from lab.machine import hardware
 
 SLEPT_SECONDS = 5.0  # asleep for longer: a run does not count
-SLOW = 0.5  # of the usual matmul speed, before and after a run: the machine is not itself
+SLOW = 0.5  # of the usual matmul speed before and after a run: the machine is too slow for it to count
 THROTTLED = 0.8  # of the matmul speed before the run
 HOT = 2  # thermal pressure from which Apple slows the chip down
-CRITICAL = 4  # memory pressure at which the system ends processes
-SWAPPED_MB = 1024.0  # more swap than before a run: it waited for the disk
+CRITICAL = 4  # memory pressure at which the system kills processes
+SWAPPED_MB = 1024.0  # more swap than before a run: the run waited for the disk
 
 
 @dataclass(frozen=True)
 class Condition:
-    """The machine at one moment; None is what the system does not tell."""
+    """The machine at one moment; None for what the system does not report."""
 
-    flops: float  # FLOP/s of a float32 matmul: what heat and other processes leave
-    slept: float  # seconds asleep since it was switched on
+    flops: float  # FLOP/s of a float32 matmul: lower when the machine is hot or busy
+    slept: float  # seconds asleep since boot
     swap_mb: float | None = None
     memory_pressure: int | None = None  # 1 normal, 2 warning, 4 critical
     heat: int | None = None  # thermal pressure: 0 nominal, 1 moderate, 2 heavy, 3 trapping, 4 sleeping
     power: str | None = None  # "AC" or "battery"
 
     def __str__(self) -> str:
-        """What is known, for a person."""
+        """What is known, as text."""
         parts = [f"{self.flops / 1e9:,.0f} GFLOP/s"]
         parts += [] if self.heat is None else [f"thermal pressure {self.heat}"]
         parts += [] if self.memory_pressure is None else [f"memory pressure {self.memory_pressure} of 4"]
@@ -42,23 +42,25 @@ class Condition:
 
 
 def condition() -> Condition:
-    """How the machine is now. Takes half a second."""
+    """The condition now. Takes half a second."""
     read = _macos_condition(hardware.output) if platform.system() == "Darwin" else _linux_condition(Path("/"))
     return Condition(hardware.matmul_peak("float32"), hardware.seconds_with_sleep() - time.perf_counter(), **read)
 
 
-def spoiled(before: Condition, after: Condition, usual_flops: float, finished: bool = True) -> str:
-    """Why a run between these two moments does not count, or "". One that did not finish counts as its own failure
-    however the machine was, unless it slept: memory and processors may be what it took."""
+def invalid_reason(before: Condition, after: Condition, usual_flops: float, finished: bool = True) -> str:
+    """Why a run between these two moments does not count, or "". A run that did not finish counts as a failure in any
+    condition but sleep: it may have used up the memory and the processors itself."""
     if (slept := after.slept - before.slept) > SLEPT_SECONDS:
         return f"the machine slept for {slept:.0f} s"
     if not finished:
         return ""
     if None not in (before.power, after.power) and before.power != after.power:
         return f"the power source changed from {before.power} to {after.power}"
-    if (after.heat or 0) >= HOT and after.flops < THROTTLED * before.flops:  # a Mac without a fan is always hot then
+    if (
+        after.heat or 0
+    ) >= HOT and after.flops < THROTTLED * before.flops:  # a Mac without a fan is always hot in a run
         share = 100 * after.flops / before.flops
-        return f"the machine grew hot (thermal pressure {before.heat} to {after.heat}) and slow ({share:.0f} %)"
+        return f"the machine got hot (thermal pressure {before.heat} to {after.heat}) and slow ({share:.0f} %)"
     if after.memory_pressure == CRITICAL:
         return "the machine ran out of memory for other programs (memory pressure critical)"
     if None not in (before.swap_mb, after.swap_mb) and after.swap_mb - before.swap_mb > SWAPPED_MB:
@@ -68,7 +70,7 @@ def spoiled(before: Condition, after: Condition, usual_flops: float, finished: b
     return ""
 
 
-def unfit(now: Condition, usual_flops: float) -> str:
+def wait_reason(now: Condition, usual_flops: float) -> str:
     """Why no run should start now, or ""."""
     if now.heat is not None and now.heat >= HOT:
         return f"the machine is hot (thermal pressure {now.heat})"
@@ -106,7 +108,7 @@ def _macos_condition(output: Callable[..., str]) -> dict[str, str | int | float 
 
 
 def _linux_condition(root: Path) -> dict[str, str | int | float | None]:
-    """From /proc and /sys below `root`. Heat shows in the speed only."""
+    """From /proc and /sys below `root`. Heat shows only in the speed."""
     memory = dict(re.findall(r"(\w+):\s+(\d+)", content(root / "proc/meminfo")))
     swap = (int(memory["SwapTotal"]) - int(memory["SwapFree"])) / 1024 if "SwapFree" in memory else None
     # Share of ten seconds in which every process waited for memory.
@@ -121,7 +123,7 @@ def _linux_condition(root: Path) -> dict[str, str | int | float | None]:
 
 
 def content(path: Path) -> str:
-    """Text of a file of the kernel's; "" where there is none or it cannot be read."""
+    """Text of a kernel file; "" if it is missing or cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError:

@@ -21,7 +21,7 @@ from lab.data.shards import PARTS, open_prepared
 from lab.errors import UserError, one_line
 from lab.files import remove, write_atomic
 from lab.machine import hardware
-from lab.machine.condition import SLEPT_SECONDS, Condition, condition, spoiled, unfit
+from lab.machine.condition import SLEPT_SECONDS, Condition, condition, invalid_reason, wait_reason
 from lab.show import silent
 from lab.trial import guard
 from lab.trial.crash import read_bytes
@@ -118,7 +118,7 @@ class Runner:
         if outcome.stopped_seconds > SLEPT_SECONDS:
             reason = f"the training was stopped for {outcome.stopped_seconds:.0f} s"
             return Measured("invalid", None, *cost, reason, *conditions)
-        if reason := spoiled(before, after, self.usual_flops, outcome.status == "ok"):
+        if reason := invalid_reason(before, after, self.usual_flops, outcome.status == "ok"):
             return Measured("invalid", None, *cost, reason, *conditions)
         if score.get("status") == "ok":
             return Measured("ok", score["val_bpb"], *cost, "", *conditions)
@@ -221,7 +221,7 @@ class Runner:
     def _wait_until_fit(self) -> Condition:
         """The machine's condition once it is fit for a run, or after WAIT_SECONDS in any case."""
         begun, logged = time.monotonic(), False
-        while reason := unfit(now := self._condition(), self.usual_flops):
+        while reason := wait_reason(now := self._condition(), self.usual_flops):
             if time.monotonic() - begun > WAIT_SECONDS:
                 break
             if not logged:

@@ -78,7 +78,7 @@ def test_a_recorded_output_is_read_or_is_none(asked, name, printed, value):
 @pytest.mark.parametrize(
     "error", [FileNotFoundError("pmset"), TimeoutExpired("pmset", 20), CalledProcessError(1, "sysctl")], ids=repr
 )
-def test_what_a_mac_does_not_tell_is_none(error):
+def test_what_a_mac_does_not_report_is_none(error):
     def missing(*command: str) -> str:
         raise error
 
@@ -107,7 +107,7 @@ def test_this_machine_has_a_condition():
     now = condition.condition()
     assert now.flops > 1e8
     assert abs(now.slept) < 1e6
-    assert condition.spoiled(now, now, now.flops) == condition.unfit(now, now.flops) == ""
+    assert condition.invalid_reason(now, now, now.flops) == condition.wait_reason(now, now.flops) == ""
 
 
 WELL = condition.Condition(flops=1e11, slept=50.0, swap_mb=100.0, memory_pressure=1, heat=0, power="AC")
@@ -121,7 +121,7 @@ WELL = condition.Condition(flops=1e11, slept=50.0, swap_mb=100.0, memory_pressur
         ({}, {"slept": 60.0}, "slept for 10 s"),
         ({}, {"power": "battery"}, "power source changed from AC to battery"),
         ({"power": "battery"}, {"power": "battery"}, ""),
-        ({}, {"heat": 2, "flops": 7e10}, "grew hot (thermal pressure 0 to 2) and slow (70 %)"),
+        ({}, {"heat": 2, "flops": 7e10}, "got hot (thermal pressure 0 to 2) and slow (70 %)"),
         ({}, {"heat": 1, "flops": 7e10}, ""),
         ({}, {"heat": 2}, ""),  # a Mac without a fan is always so: its runs compare with each other
         ({"power": None}, {}, ""),
@@ -135,17 +135,17 @@ WELL = condition.Condition(flops=1e11, slept=50.0, swap_mb=100.0, memory_pressur
         ({"flops": 4e10}, {}, ""),
     ],
 )
-def test_what_spoils_a_run(before, after, reason):
-    found = condition.spoiled(dataclasses.replace(WELL, **before), dataclasses.replace(WELL, **after), 1e11)
-    assert reason in found if reason else found == ""
+def test_a_run_in_another_condition_does_not_count(before, after, reason):
+    result = condition.invalid_reason(dataclasses.replace(WELL, **before), dataclasses.replace(WELL, **after), 1e11)
+    assert reason in result if reason else result == ""
 
 
 def test_a_run_that_failed_is_its_own_failure_unless_the_machine_slept():
     after = dataclasses.replace(WELL, swap_mb=9000.0, memory_pressure=4, flops=1e9)
-    assert condition.spoiled(WELL, after, 1e11, finished=False) == ""
-    assert condition.spoiled(WELL, after, 1e11)
+    assert condition.invalid_reason(WELL, after, 1e11, finished=False) == ""
+    assert condition.invalid_reason(WELL, after, 1e11)
     asleep = dataclasses.replace(after, slept=500.0)
-    assert "slept" in condition.spoiled(WELL, asleep, 1e11, finished=False)
+    assert "slept" in condition.invalid_reason(WELL, asleep, 1e11, finished=False)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +158,6 @@ def test_a_run_that_failed_is_its_own_failure_unless_the_machine_slept():
         ({"flops": 3e10}, "30 % of its speed"),
     ],
 )
-def test_what_keeps_a_run_from_starting(now, reason):
-    found = condition.unfit(dataclasses.replace(WELL, **now), 1e11)
-    assert reason in found if reason else found == ""
+def test_a_run_waits_for_the_machine(now, reason):
+    result = condition.wait_reason(dataclasses.replace(WELL, **now), 1e11)
+    assert reason in result if reason else result == ""
