@@ -4,7 +4,7 @@
 identity that determines them. No training document is ever equal to a validation document: either a fixed share of all
 documents, chosen by hash of the text, is validation (stories, and files without validation files), or training
 documents that occur in validation are dropped (files with them, and the hub). Reading is in lab/data/documents.py,
-fetching in lab/data/hub.py. Not covered: near duplicates.
+downloading in lab/data/hub.py. Not covered: near duplicates.
 """
 
 import os
@@ -23,7 +23,7 @@ from lab.errors import UserError
 from lab.files import sha256
 from lab.preset import Data
 
-HELD_OUT = 20  # where validation is chosen by hash, one document in so many
+HELD_OUT = 20  # one document in 20 is validation where it is chosen by hash
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".lz4", ".zip", ".br")
 
 

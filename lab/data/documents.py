@@ -24,25 +24,25 @@ Row = tuple[str, str | None]  # position in the file, text
 
 
 def digest(text: str) -> bytes:
-    """16 bytes by which documents are compared."""
+    """16 bytes that identify a document."""
     return hashlib.sha256(text.encode()).digest()[:16]
 
 
 def read_documents(paths: Iterable[str], column: str) -> Iterator[str]:
-    """The documents of files in order. Raises UserError naming the file and what is wrong with it."""
+    """The documents of files, in order. Raises UserError with the file and what is wrong with it."""
     for path in paths:
         try:
             for where, text in READERS[Path(path).suffix.lower()](path, column):  # noqa: B007
                 if text and not text.isspace():
-                    text.encode()  # refuses a lone surrogate, which JSON can write but UTF-8 cannot
+                    text.encode()  # fails on an unpaired surrogate, which JSON can contain but UTF-8 cannot
                     yield text
         except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 text ({error.reason}); convert it or leave it out") from None
+            raise UserError(f"{path}: not UTF-8 text ({error.reason}); convert it to UTF-8 or leave it out") from None
         except UnicodeEncodeError:
             raise UserError(f"{path}, {where}: contains an unpaired surrogate; remove it") from None
         except (pa.ArrowException, OSError) as error:
             raise UserError(
-                f"{path}: cannot be read ({one_line(error, 160)}); the file is damaged or cut short"
+                f"{path}: cannot be read ({one_line(error, 160)}); the file is damaged or truncated"
             ) from None
 
 
@@ -92,8 +92,8 @@ def _read_txt(path: str, column: str) -> Iterator[Row]:
 
 
 def _has_separator(path: str) -> bool:
-    """Whether SEPARATOR occurs in a file, in which no byte may be zero. Not through mmap: a file that is cut short
-    meanwhile would kill the process."""
+    """Whether a file contains SEPARATOR. Raises UserError if it contains a zero byte. Not with mmap: a file that is
+    truncated meanwhile would kill the process."""
     separator, end, found = SEPARATOR.encode(), b"", False
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK):

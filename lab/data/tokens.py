@@ -1,6 +1,6 @@
 """Tokenizers: byte-level BPE from the `tokenizers` library, and pure bytes.
 
-Both are one tokenizer.json. The special token <|bos|> starts every document and is the last id; it is never produced
+Either is one tokenizer.json. The special token <|bos|> starts every document and is the last id; it is never produced
 from text, even by a text that contains its name. Every token knows its raw bytes: bits per byte counts those, never
 decoded text, because a token that is not valid UTF-8 on its own would decode to the three bytes of U+FFFD.
 """
@@ -31,7 +31,7 @@ ASCII_SPLIT = re.compile(  # the same split of ASCII text, for Python's own engi
     SPLIT.replace(r"\p{L}\p{N}]", "A-Za-z0-9]").replace(r"\p{L}", "[A-Za-z]").replace(r"\p{N}", "[0-9]"), re.ASCII
 )
 WORDS = 200_000  # distinct words that are cached
-WORD = 1000  # characters: a longer word is learned from in pieces, because the time grows with the square of its length
+WORD = 1000  # characters. Longer words are split for learning, which takes time quadratic in the length of a word
 
 _SPLIT = pre_tokenizers.Split(tokenizers.Regex(SPLIT), "isolated")
 _BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -54,11 +54,11 @@ class Tokenizer:
         self.vocab_size = inner.get_vocab_size()
         self.bos = inner.token_to_id(BOS)
         self.is_bytes = self.vocab_size == BYTES_VOCAB + 1
-        self._words: dict[str, tuple[int, ...]] = {}  # what was seen so far -> ids
+        self._words: dict[str, tuple[int, ...]] = {}  # word -> ids, a cache
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
-        """Raises UserError when the file is missing or damaged."""
+        """Raises UserError if the file is missing or damaged."""
         try:
             return cls(tokenizers.Tokenizer.from_file(str(path)))
         except Exception as error:  # the library raises bare Exception
@@ -85,13 +85,17 @@ class Tokenizer:
         return [encoding.ids for encoding in self.inner.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _encode_plain(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The same for ASCII texts, three times as fast: the library sees every distinct word once."""
+        """The same for ASCII texts, three times as fast: the library encodes every distinct word once."""
         split = [ASCII_SPLIT.findall(text) for text in texts]
         if len(self._words) > WORDS:
             self._words.clear()
         new = list(set(chain.from_iterable(split)) - self._words.keys())
         self._words |= zip(new, map(tuple, self._encode_library(new)), strict=True)
-        return [np.fromiter(chain.from_iterable(map(self._words.__getitem__, words)), np.uint16) for words in split]
+        ids = [np.fromiter(chain.from_iterable(map(self._words.__getitem__, words)), np.uint16) for words in split]
+        for word in new:
+            if len(word) > WORD:  # rarely a word: text without blanks, which does not occur again
+                del self._words[word]
+        return ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of these tokens, special tokens left out; bytes that are not UTF-8 become U+FFFD."""
@@ -99,7 +103,7 @@ class Tokenizer:
 
     @cached_property
     def token_bytes(self) -> list[bytes]:
-        """The raw bytes of every token; none for the special one."""
+        """The raw bytes of every token; b"" for the special one."""
         value = {character: byte for byte, character in enumerate(byte_alphabet())}
         names = [self.inner.id_to_token(i) for i in range(self.vocab_size)]
         return [b"" if name == BOS else bytes(value[c] for c in name) for name in names]
@@ -111,9 +115,9 @@ class Tokenizer:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Learn a tokenizer of `vocab_size` tokens; 256 means pure bytes and learns nothing.
+    """Learn a tokenizer of `vocab_size` tokens; 256 means pure bytes, with nothing to learn.
 
-    Raises UserError when the text is too small to fill the vocabulary."""
+    Raises UserError if the text is too small to fill the vocabulary."""
     if vocab_size == BYTES_VOCAB:
         return Tokenizer(_untrained(models.BPE(dict(zip(byte_alphabet(), range(256), strict=True)), [])))
     tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(_learn_in_child(list(texts), vocab_size)))

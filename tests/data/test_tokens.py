@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -232,3 +233,13 @@ def test_the_fast_path_for_ascii_is_the_library_to_the_id(bpe):
 def test_ascii_and_other_texts_keep_their_order(bpe):
     texts = ["plain", "naïve", "", "plain again", "Ünder", "x"]
     assert [bpe.decode(ids) for ids in bpe.encode(texts)] == texts
+
+
+def test_documents_without_a_blank_are_not_kept_in_memory(bpe):
+    draw = random.Random(0)
+    tracemalloc.start()
+    for _ in range(6):
+        bpe.encode(["".join(draw.choices("abcdefghij", k=300_000))])
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert kept < 2e6
