@@ -152,7 +152,8 @@ def _power() -> Iterator[Finding]:
 def macos_supply(output: str) -> Supply:
     """From the output of `pmset -g batt`. Not run on a Mac."""
     battery = re.search(r"InternalBattery.*?(\d+)%; ([a-zA-Z ]+?)(?:;| present)", output)
-    return Supply("'Battery Power'" in output, f"battery {battery[1]} % {battery[2]}" if battery else "")
+    away = re.search(r"drawing from '(Battery|UPS) Power'", output)
+    return Supply(bool(away), f"battery {battery[1]} % {battery[2]}" if battery else "")
 
 
 def linux_supply(root: Path) -> Supply:
@@ -168,9 +169,9 @@ def linux_supply(root: Path) -> Supply:
 
 def power_settings(output: str) -> Iterator[Finding]:
     """From the output of `pmset -g custom`."""
-    on_charger = output.partition("AC Power:")[2] or output
-    values = dict(line.split()[:2] for line in on_charger.splitlines() if len(line.split()) == 2)
-    if values.get("lowpowermode") == "1":
+    on_charger = re.split(r"\n\S", output.partition("AC Power:")[2] or output)[0]  # as far as the next section
+    values = dict(re.findall(r"(\S+) +(\d+)$", on_charger, re.M))
+    if values.get("powermode", values.get("lowpowermode")) == "1":  # powermode 2 is high power
         yield Finding(
             "warning", "low power mode", "on, even on the charger: runs are slower", "sudo pmset -c lowpowermode 0"
         )
