@@ -140,11 +140,17 @@ def _expand(pattern: str | None) -> tuple[str, ...]:
 
 
 def _files(path: str) -> list[str]:
+    """The files with text in a folder; a path that is no folder as it is. Raises UserError for a closed folder."""
     from lab.data.documents import READERS
 
     if not os.path.isdir(path):
         return [path]
-    return [entry.path for entry in os.scandir(path) if entry.is_file() and Path(entry).suffix.lower() in READERS]
+    try:
+        names = os.listdir(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check FILES and the permissions") from None
+    paths = [os.path.join(path, name) for name in names if Path(name).suffix.lower() in READERS]
+    return [path for path in paths if os.path.isfile(path)]
 
 
 @command.command(

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, refusal, run_script
+from conftest import ROOT, environment, refusal, run_script
 
 import prepare
 from lab.errors import UserError
@@ -109,3 +109,17 @@ def test_prepared_in_a_relative_cache_is_trained_on(tmp_path, text_file):
     assert done.returncode == 0, done.stderr
     current = json.loads((tmp_path / "of mine" / "current.json").read_text())
     assert Path(current["prepared"]).parent == tmp_path / "of mine" / "prepared"
+
+
+@pytest.mark.parametrize("name", ["a.txt", "folder"])
+def test_what_may_not_be_read_is_one_line(tmp_path, name):
+    (tmp_path / "folder").mkdir(mode=0)
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "a.txt").chmod(0)
+    powers = "--bounding-set=-dac_override,-dac_read_search"  # with which root reads everything
+    as_others = ["setpriv", powers] if os.geteuid() == 0 else []
+    command = [*as_others, sys.executable, "prepare.py", "--no-fit", "--files", tmp_path / name]
+    done = subprocess.run(command, cwd=ROOT, env=environment(tmp_path / "cache"), capture_output=True, text=True)
+    assert refusal(done) == (
+        f"error: {tmp_path / name}: cannot be read (Permission denied); check FILES and the permissions"
+    )
