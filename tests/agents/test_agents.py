@@ -336,6 +336,7 @@ DETACHED = {
     "os.execvp('sleep', ['sleep', '60']))",
     "deaf": "subprocess.Popen(['sh', '-c', 'trap \"\" TERM HUP; sleep 60 & wait; sleep 60'], start_new_session=True)",
     "stopped": "os.kill(subprocess.Popen(['sleep', '60'], start_new_session=True).pid, 19)",
+    "always another process": "while not os.fork():\n    while True:\n        os.setsid(); os.fork() and os._exit(0)",
 }
 
 
