@@ -1,8 +1,8 @@
 """The state of a night, folded from its events: experiments, incumbent, noise, and what comes next. Pure.
 
-`FIELDS` is the schema of the events that lab.loop.journal stores. `State.check` refuses an event that does not follow,
-`State.apply` folds it in at a cost that does not grow with the night, `State.step` says what a loop, fresh or
-resumed, does next. No sources are kept and texts are cut, so that the state is a kilobyte an experiment.
+`FIELDS` is the schema of the events that lab.loop.journal stores. `State.check` rejects an event that does not follow
+from the state, `State.apply` folds it in at constant cost, and `State.step` returns what a new or resumed loop does
+next. Sources are not kept and texts are cut, so the state takes about a kilobyte per experiment.
 """
 
 from collections import deque
@@ -15,8 +15,8 @@ from lab.loop.verdict import Code, Decision, Rigor, Run, decide
 
 TEXT = 300  # characters of a hypothesis or reason kept in the state
 REFUSALS = 20  # last refused proposals kept in the state
-TEACHERS = 40  # discarded experiments at most that a verdict reads: its time grows with their number
-# Fields of each event beside n, time and event; more may be added. id: experiment. commit: 40 hex digits. source:
+TEACHERS = 40  # most discarded experiments that a verdict reads: its time grows with their number
+# Fields of each event besides n, time and event; more may be added. id: experiment. commit: 40 hex digits. source:
 # sha256 of train.py. fingerprint: of its normalised AST ("" if it does not parse). nodes: of its AST. status:
 # ok | crash | invalid. val_bpb: None unless ok. minutes: wall-clock. delta, sigma: bits per byte. Journals of
 # earlier versions lack a run's pace and a verdict's seed, error, pair and standing.
@@ -42,19 +42,19 @@ class Experiment:
     commit: str
     fingerprint: str
     nodes: int
-    edit: dict[str, Any] | None = None  # what it changed, as in lab.loop.proposal.Proposal
-    baseline: bool = False  # proposed while there was no incumbent: the first, and again where it was killed
+    edit: dict[str, Any] | None = None  # its change, as in lab.loop.proposal.Proposal
+    baseline: bool = False  # proposed while there was no incumbent: the first, and the next if that one crashed
     spoiled: bool = False  # its runs were spoiled by the machine; it counts as crashed
     status: Literal["pending", "keep", "discard", "crash"] = "pending"
-    results: list[Run] = field(default_factory=list)  # its valid runs, later ones as incumbent included
+    results: list[Run] = field(default_factory=list)  # its valid runs, including later ones as incumbent
     parent: int | None = None  # the incumbent that it changes
-    selected: int = 0  # its first runs, which made it be kept
-    val_bpb: float | None = None  # of the baseline, and what by the verdicts was gained since
+    selected: int = 0  # number of its first runs, on which it was kept
+    val_bpb: float | None = None  # the baseline's, plus the difference by the verdicts
     runs: int = 0  # valid or not
     memory_gb: float = 0.0  # largest peak of its runs
     minutes: float = 0.0  # all its runs together
     delta: float | None = None  # the last verdict's, bits per byte
-    error: float | None = None  # standard error of delta; of the baseline, of its mean
+    error: float | None = None  # standard error of delta; for the baseline, of its mean
     verdict: str = ""
     near_miss: bool = False
     reason: str = ""
@@ -65,15 +65,15 @@ class Experiment:
 
     @property
     def code(self) -> Code:
-        """What the verdict is told of it."""
+        """Its runs, as the verdict needs them."""
         return Code(self.id, self.results, self.parent if self.status == "keep" else None, self.selected)
 
 
 class Noise(NamedTuple):
-    """Standard deviations in bits per byte, as the last verdict knew them."""
+    """Standard deviations in bits per byte, as the last verdict estimated them."""
 
     sigma: float  # of a run with another seed
-    pair: float | None  # of a difference at the same seed; None in journals that do not tell
+    pair: float | None  # of a difference at the same seed; None in journals without it
 
     def __str__(self) -> str:
         pair = "" if self.pair is None else f", and a difference at the same seed by {self.pair:.4f}"
@@ -82,10 +82,10 @@ class Noise(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """What a loop, fresh or resumed, does next."""
+    """What a new or resumed loop does next."""
 
     action: Literal["propose", "run", "judge", "settle"]
-    id: int = 0  # the experiment at hand
+    id: int = 0  # the current experiment
     who: Literal["candidate", "incumbent"] = "candidate"
     run: str = ""  # name of the run, if action is "run"
     seed: int = 0  # of the run
@@ -94,17 +94,17 @@ class Step:
 
 @dataclass
 class State:
-    """The fold of a journal. `apply` costs the same however long the journal is."""
+    """The fold of a journal. `apply` takes constant time, however long the journal is."""
 
     n: int = 0
     start: dict[str, Any] = field(default_factory=dict)  # the first "start" event
     experiments: list[Experiment] = field(default_factory=list)  # index = id
     incumbent: Experiment | None = None
     pending: Experiment | None = None
-    baseline: Experiment | None = None  # what was kept first
+    baseline: Experiment | None = None  # the first that was kept
     noise: Noise | None = None  # from the first verdict on
-    seeds: int = 0  # the highest that a run had
-    tried: dict[str, int] = field(default_factory=dict)  # AST fingerprint -> experiment, -1 for refused
+    seeds: int = 0  # the highest seed of a run
+    tried: dict[str, int] = field(default_factory=dict)  # AST fingerprint -> experiment, or -1 if refused
     refusals: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=REFUSALS))
     refused: int = 0
     condition: dict[str, Any] | None = None  # lab.machine.condition.Condition at the end of the last run
@@ -122,12 +122,12 @@ class State:
         return [e for e in self.settled if e is not self.baseline]
 
     def counts(self) -> dict[str, int]:
-        """How many of `tried_out` ended in which way."""
+        """The number of `tried_out` by status."""
         ends = [e.status for e in self.tried_out]
         return {status: ends.count(status) for status in CLOSING.values()}
 
     def step(self) -> Step:
-        """What comes next; a "run" with its name and seed."""
+        """What comes next, a "run" with its name and seed."""
         return self._run_step(self._next) if self._next.action == "run" else self._next
 
     def _run_step(self, now: Step) -> Step:
@@ -156,26 +156,26 @@ class State:
         )
 
     def _teachers(self) -> list[Experiment]:
-        """What was kept and the last others that ran more than once: the verdict learns seeds and noise from them."""
-        known = [e for e in self.experiments if e.status in ("keep", "discard") and e is not self.incumbent]
-        kept = [e for e in known if e.status == "keep"]
-        return kept + [e for e in known if e.status == "discard" and len(e.results) > 1][-TEACHERS:]
+        """What the verdict estimates seeds and noise from: the kept ones and the last others with several runs."""
+        decided = [e for e in self.experiments if e.status in ("keep", "discard") and e is not self.incumbent]
+        kept = [e for e in decided if e.status == "keep"]
+        return kept + [e for e in decided if e.status == "discard" and len(e.results) > 1][-TEACHERS:]
 
     def check(self, event: str, fields: dict[str, Any]) -> None:
         """Raise ValueError if the event does not follow from this state: a bug in the caller, or a damaged file."""
         if event not in FIELDS:
             raise ValueError(f"unknown event {event!r}")
         if missing := [name for name in FIELDS[event] if name not in fields]:
-            raise ValueError(f"{event} lacks {', '.join(missing)}")
+            raise ValueError(f"{event} has no {', '.join(missing)}")
         if not self.start and event != "start":
             raise ValueError(f"{event} before start")
         for key, value in self._expected(event).items():
             if fields.get(key) != value:
-                raise ValueError(f"{event} with {key} {fields.get(key)!r}, but next is {self.step()}")
+                raise ValueError(f"{event} with {key} {fields.get(key)!r} does not follow: next is {self.step()}")
         _check_values(event, fields)
 
     def _expected(self, event: str) -> dict[str, Any]:
-        """What the event must say; ValueError if it is another's turn."""
+        """The values that the event must have. ValueError if another event is next."""
         now = self.step()
         if event == "run" and now.action == "judge" and not self.pending.runs:
             now = self._run_step(now)  # earlier versions had no verdict before the first run
@@ -190,7 +190,7 @@ class State:
         return {"id": now.id} if event in turn else {}
 
     def apply(self, record: dict[str, Any]) -> None:
-        """Fold in one event that `check` let pass."""
+        """Fold in one event that `check` accepted."""
         self.n = record["n"]
         event = "closed" if record["event"] in CLOSING else record["event"]
         getattr(self, f"_{event}")(record)
@@ -257,7 +257,7 @@ class State:
             self._next = Step("settle", judged.id, verdict=record["verdict"])
 
     def _place(self, judged: Experiment, record: dict[str, Any]) -> None:
-        """val_bpb of the judged and, by what its later runs told, of the incumbent."""
+        """Set val_bpb of the judged experiment, and of the incumbent from its later runs."""
         if not (best := self.incumbent):
             judged.val_bpb = fmean(judged.values)
             return
@@ -272,7 +272,7 @@ class State:
             self.baseline = self.baseline or self.pending
             self.pending.selected = 0 if self.pending is self.baseline else len(self.pending.results)
         if self.pending.spoiled:
-            self.tried.pop(self.pending.fingerprint, None)  # it was not tried
+            self.tried.pop(self.pending.fingerprint, None)  # so that it can be proposed again
         self.pending, self._next = None, Step("propose")
 
 

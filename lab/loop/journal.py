@@ -1,26 +1,26 @@
-"""What happened in a night: journal.jsonl, append-only, one JSON object a line; everything else is folded from it.
+"""The journal of a night: journal.jsonl, append-only, one JSON object per line. All other state is folded from it.
 
 Every line has "n" (1, 2, 3 ... without gaps), "time" (ISO 8601, UTC) and "event"; lab.loop.history.FIELDS lists each
-event's other fields, and State there is the fold. An experiment's life, and what a kill -9 leaves at each point:
+event's other fields, and State there is the fold. The events of an experiment, and what a kill -9 leaves before each:
 
-    proposal   the commit exists; the branch moves to State.head() afterwards. Killed before: the commit is on no
-               branch, nothing was spent.
-    run        one training run and its score, valid or not. Its name (e0007-r2: experiment 7, second run) follows
-               from the journal alone. Killed before the line: if runs/<name>/result.json is whole, the loop records
-               that instead of running again; if not, it deletes the folder and runs. A name is recorded once.
-    verdict    written before git acts on it. "again" names who runs next.
+    proposal   The commit exists; the branch moves to State.head() afterwards. Killed before: the commit is on no
+               branch, and no time was spent on it.
+    run        One training run and its score, valid or not. Its name (e0007-r2: experiment 7, second run) follows
+               from the journal alone. Killed before: if runs/<name>/result.json is complete, the loop records it
+               instead of running again; if not, it deletes the folder and runs. A name is recorded once.
+    verdict    Written before git acts on it. "again" names who runs next.
     kept, discarded, crashed
-               close the experiment, after the branch was left or reset (both idempotent: repeat them).
+               Close the experiment, after the branch was left or reset (both idempotent: repeat them).
 
-So a resumed loop asks `State.step()` what comes next, makes the branch agree with `State.head()`, and goes on.
-"refused" is a proposal that failed its checks and never was an experiment; "start" opens a session of the loop;
-"note" is anything worth telling. Experiment 0 is the baseline; where it crashed, the next one is. A run with status
-"invalid" (the machine slept, throttled, swapped) is repeated under the next name; how often is the loop's business,
-which ends it with a crash that says "spoiled". A crash of the candidate settles it; a crash of the incumbent's
-replicate ends re-measuring it for this experiment.
+So a resumed loop gets the next step from `State.step()`, sets the branch to `State.head()`, and continues. "refused" is
+a proposal that failed its checks and did not become an experiment; "start" is the first event of a night; "note" is
+anything else worth recording. Experiment 0 is the baseline; if it crashes, the next one is. A run with status "invalid"
+(the machine slept, throttled or swapped) is repeated under the next name; the loop limits the repeats, and then records
+a crash with "spoiled". A crash of the candidate settles it; if the incumbent crashes when it runs again, it does not
+run again during this experiment.
 
 A line that a kill cut short was never acted on: readers ignore it and a writer removes it. Any other damage is an
-error, because `n` shows that something is missing. One writer at a time: hold `lock` around a Journal that records.
+error, since `n` shows that something is missing. One writer at a time: hold `lock` around a Journal that records.
 """
 
 import fcntl
@@ -40,7 +40,7 @@ HEADER = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
 
 
 class Journal:
-    """journal.jsonl of one tag, and its fold. `Journal(folder)` reads; only `record` writes."""
+    """journal.jsonl of one night, and its fold. `Journal(folder)` reads; only `record` writes."""
 
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
@@ -50,7 +50,7 @@ class Journal:
             try:
                 self.state.check(record["event"], record)
             except ValueError as error:
-                raise UserError(f"{self.path}: event {record['n']} does not fit: {error}") from error
+                raise UserError(f"{self.path}: event {record['n']} is invalid: {error}") from error
             self.state.apply(record)
 
     def record(self, event: str, **fields: Any) -> dict[str, Any]:
@@ -60,19 +60,19 @@ class Journal:
         record = {"n": self.state.n + 1, "time": time, "event": event, **fields}
         line = json.dumps(record, ensure_ascii=False, allow_nan=False)
         self.folder.mkdir(parents=True, exist_ok=True)
-        _mend(self.path)
+        _drop_partial_line(self.path)
         append_line(self.path, line)
         self.state.apply(record)
         return record
 
     def write_results(self) -> None:
-        """results.tsv: upstream's five columns, one row per settled experiment, rebuilt whole."""
+        """Rewrite results.tsv: upstream's five columns, one row per settled experiment."""
         rows = [_row(e) for e in self.state.experiments if e.status != "pending"]
         write_atomic(self.folder / "results.tsv", HEADER + "".join(rows))
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The events in order, without a last line that was cut short. Raises UserError where one is missing."""
+    """The events in order, without an incomplete last line. Raises UserError where one is missing."""
     if not path.exists():
         return
     with open(path, "rb") as file:
@@ -89,11 +89,11 @@ def _parse(line: bytes, n: int, path: Path) -> dict[str, Any]:
             return record
     except (ValueError, KeyError, TypeError):
         pass
-    raise UserError(f"{path}: line {n} is not event {n}; restore the file, or start another tag")
+    raise UserError(f"{path}: line {n} is not event {n}; restore the file, or start another night with --tag")
 
 
-def _mend(path: Path) -> None:
-    """Cut off a last line without an end: whoever wrote it was killed before it counted."""
+def _drop_partial_line(path: Path) -> None:
+    """Remove an incomplete last line: its writer was killed before it counted."""
     if not path.exists():
         return
     with open(path, "rb+") as file:
@@ -116,7 +116,7 @@ def _row(experiment: Experiment) -> str:
 
 @contextmanager
 def lock(path: Path | str) -> Iterator[None]:
-    """Hold the lock file `path`; the kernel lets go of it however the holder dies. UserError if another has it."""
+    """Hold the lock file `path`; the kernel releases it when its holder ends. UserError if another process has it."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:

@@ -62,7 +62,7 @@ def stopper(until: Until | None, log: Log) -> Callable[[], str]:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, ask)
     sys.stdout, sys.stderr = (stream and _lasting(stream, reasons.append) for stream in (sys.stdout, sys.stderr))
-    return lambda: reasons[0] if reasons else "it is time" if until and until.seconds <= 0 else ""
+    return lambda: reasons[0] if reasons else "end time reached" if until and until.seconds <= 0 else ""
 
 
 def _lasting(stream: TextIO, lost: Log) -> TextIO:

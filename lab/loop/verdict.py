@@ -1,36 +1,36 @@
-"""Keep, discard or run again: the one place that turns numbers into a verdict. Pure: no files, no clock.
+"""The verdict: keep, discard or run again, from the numbers of the runs. Pure: no files, no clock.
 
 The model. Over the runs of a night, with normal noise,
 
     val_bpb = code + seed + slope * log(pace) + e
 
-A seed sets initial parameters and the order of the text, whatever the code, so most of what it does to a run is the
-same for two codes. Measured at val_bpb 0.97 (250 steps, four seeds, three codes): a seed moves a run by 0.0073 (sd), a
-difference of two codes at the same seed moves by 0.0018. `pace` is the speed of the machine during the run relative to
-its usual one; five minutes at another pace are another number of tokens, and val_bpb falls with their logarithm.
-Where pace is not known it counts as usual. `Fit` solves the model by generalized least squares over the candidate, the
-incumbent and the codes with two runs or more, which teach it the seeds. Its priors, as shares of val_bpb:
+A seed sets the initial parameters and the order of the text for any code, so most of its effect on a run is the same
+for two codes. Measured at val_bpb 0.97 (250 steps, four seeds, three codes): a seed moves a run by 0.0073 (sd), and a
+difference of two codes at the same seed varies by 0.0018. `pace` is the speed of the machine during the run relative to
+its usual one: five minutes at another pace are another number of tokens, and val_bpb falls with their logarithm.
+An unknown pace counts as usual. `Fit` solves the model by generalized least squares over the candidate, the incumbent
+and the codes with two runs or more, from which it estimates the effects of the seeds. Its priors, as shares of val_bpb:
 
-- seeds are random with sd SEED, pairs with sd PAIR. Both are estimated from the night's own runs; the prior of each is
-  log-normal with sd DOUBT, so that it is worth two degrees of freedom and gives way in either direction. Differences
-  scatter more where the effect is beyond SMALL (0.0066 at an effect of 0.074): their noise grows in proportion, and
-  they teach nothing about that of small ones.
-- slope is SLOPE +- SLOPE_SD: measured -0.064 at val_bpb 0.82, and the scaling rule of presets says -0.09.
-- what was kept was picked for looking good (winner's curse). So each incumbent has a normal prior about the code that
-  it changes, as wide as its effect, at least KEPT.
+- Seeds are random with sd SEED, pairs with sd PAIR. Both are estimated from the night's own runs. Each has a log-normal
+  prior with sd DOUBT, which weighs as much as two degrees of freedom. Differences scatter more where the effect is
+  beyond SMALL (0.0066 at an effect of 0.074): their noise grows in proportion, so they are not used to estimate the
+  noise of small ones.
+- The slope is SLOPE +- SLOPE_SD: measured -0.064 at val_bpb 0.82, and the scaling rule of presets says -0.09.
+- A kept change was selected for a good result (winner's curse). So each incumbent has a normal prior centred on the
+  code that it changes, as wide as its effect and at least KEPT.
 
 The rule. delta is the posterior mean of candidate - incumbent, t = -delta / its error, and
-pairs = 2 var(e) / error^2 says what was learnt: as much as by so many pairs of runs. Wald's sequential test of no gain
+pairs = 2 var(e) / error^2 is the information so far, as a number of pairs of runs. Wald's sequential test of no gain
 against a gain of GAIN pair sds bounds t from both sides (`bounds`):
 
 - above: keep, but never below LEAST (both widened for few degrees of freedom), and only with two shared seeds;
 - below: discard. A change that makes train.py simpler is not discarded while delta < 0;
-- after CANDIDATE_RUNS runs: discard, as a near miss; a simpler one is kept;
-- otherwise the run that narrows the error most goes next: the candidate with a seed that the incumbent has, the
+- after CANDIDATE_RUNS runs: discard, as a near miss; a simpler change is kept;
+- otherwise the run that reduces the error most is next: the candidate with a seed that the incumbent has, the
   incumbent with one that the candidate has, or both with a new one.
 
-The baseline runs with BASELINE_RUNS seeds. A kept change runs with FRESH new seeds before the next candidate does,
-fewer when less is still to come, because nobody selected these. First runs of candidates take turns over the seeds
+The baseline runs with BASELINE_RUNS seeds. A kept change runs with FRESH new seeds before the next candidate, because
+these did not select it; with fewer when few experiments remain. First runs of candidates take turns over the seeds
 that were not part of a selection: one lucky run of the incumbent would hide every gain.
 
 The constants of the rule come from simulation over some 50 settings (benchmarks/verdict.py measures the chosen ones):
@@ -39,7 +39,7 @@ bar instead of Wald's keeps a third more null changes as first proposals at equa
 lose one gain in twenty more; without KEPT one in twenty more is lost again.
 
 Left out: a paired test over the documents. It measures the difference between two trained models precisely,
-but the question is about two sources, and there seeds, not documents, are the noise.
+but the question is about two sources, and there the noise comes from seeds, not documents.
 """
 
 from collections.abc import Sequence
@@ -54,17 +54,17 @@ SEED = 0.0075  # sd of a run with another seed, share of val_bpb
 PAIR = 0.0018  # sd of a difference at the same seed, share of val_bpb
 DOUBT = 0.5  # sd of the logarithm of either: weighs 1 / (2 * DOUBT^2) = 2 degrees of freedom
 SLOPE, SLOPE_SD = -0.075, 0.02  # val_bpb on log(pace), share of val_bpb
-SMALL = 0.01  # effect of a code up to which its runs say what a pair's noise is, share of val_bpb
-KEPT = 0.002  # least sd of an incumbent about what it changes, share of val_bpb
-FLAT = 1e-4  # precision of what has no prior, 1 / bpb^2
+SMALL = 0.01  # largest effect of a code whose runs estimate the noise of pairs, share of val_bpb
+KEPT = 0.002  # least sd of an incumbent's prior around the code that it changes, share of val_bpb
+FLAT = 1e-4  # prior precision of the codes, practically none, 1 / bpb^2
 PRIOR_DF = 1 / (2 * DOUBT**2)
-GAIN = 1.3  # pair sds: the gain that the sequential test is made for
+GAIN = 1.3  # pair sds: the gain that the sequential test is designed for
 KEEP, DISCARD = 1.7, -1.0  # log-likelihood ratios that end it
-LEAST = 1.6  # standard normal quantile that a gain must pass however much is known
+LEAST = 1.6  # standard normal quantile that a gain must always exceed
 CANDIDATE_RUNS = 8  # at most
 BASELINE_RUNS = 6  # with different seeds, before the first proposal
 FRESH = 7  # runs of a kept change with seeds that did not select it
-PAIRS = 2  # shared seeds without which nothing is kept
+PAIRS = 2  # least number of shared seeds to keep a change
 
 Rigor = Literal["full", "none"]
 Who = Literal["candidate", "incumbent"]
@@ -75,7 +75,7 @@ class Run(NamedTuple):
 
     seed: int
     value: float  # val_bpb
-    pace: float | None = None  # speed of the machine relative to the usual, 1.0; None: not measured
+    pace: float | None = None  # speed of the machine relative to its usual speed of 1.0; None: not measured
 
     @property
     def x(self) -> float:
@@ -87,8 +87,8 @@ class Code(NamedTuple):
 
     id: int
     runs: Sequence[Run]
-    parent: int | None = None  # id of the incumbent that it changes, once it was kept itself
-    selected: int = 0  # its first runs, which made it be kept
+    parent: int | None = None  # if it was kept: id of the incumbent that it changed
+    selected: int = 0  # number of its first runs, on which it was kept
 
     @property
     def seeds(self) -> set[int]:
@@ -96,7 +96,7 @@ class Code(NamedTuple):
 
     @property
     def unselected(self) -> list[int]:
-        """Seeds that did not select it."""
+        """Seeds of the runs after it was kept."""
         return [run.seed for run in self.runs[self.selected :]]
 
 
@@ -110,8 +110,8 @@ class Decision:
     reason: str  # one line; empty before the first run
     who: Who = "candidate"  # who runs next, if "again"
     seed: int = 0  # and with which seed
-    near_miss: bool = False  # discarded, though better
-    standing: float | None = None  # incumbent minus the night's first code, by all runs so far, bits per byte
+    near_miss: bool = False  # discarded although it looked better
+    standing: float | None = None  # incumbent minus the night's first code, from all runs so far, bits per byte
 
 
 def decide(
@@ -125,89 +125,89 @@ def decide(
     remeasure: bool = True,
     to_come: int | None = None,
 ) -> Decision:
-    """The verdict on a candidate, or which run comes next, its first one included.
+    """The verdict on a candidate, or the next run, including its first.
 
-    No `incumbent` means that the candidate is the baseline. `others`: further codes of the night with two runs or
-    more; the one with the lowest id is what the night began with. `new_seed`: one that nothing has run with.
-    `rigor="none"` is upstream's rule: keep what is lower once. `simpler`: the candidate's train.py has fewer nodes
-    (lab.loop.source). `remeasure=False` never asks for the incumbent (it crashed when it ran again). `to_come`:
-    experiments after this one, None if nobody knows.
-    Raises ValueError on a value that is not finite or a pace that is not positive: only valid runs belong here.
+    Without an `incumbent` the candidate is the baseline. `others`: further codes of the night with two runs or
+    more; the one with the lowest id is what the night started with. `new_seed`: one that is not used yet.
+    `rigor="none"` is upstream's rule: one run each, the lower is kept. `simpler`: the candidate's train.py has fewer
+    nodes (lab.loop.source). `remeasure=False` never runs the incumbent (it crashed when it ran again). `to_come`:
+    number of experiments after this one, None if unknown.
+    Raises ValueError on a value that is not finite or a pace that is not positive: only valid runs are allowed here.
     """
     codes = [candidate, *([incumbent] if incumbent else []), *others]
     for run in (run for code in codes for run in code.runs):
         if not isfinite(run.value) or (run.pace is not None and not 0 < run.pace < inf):
-            raise ValueError(f"a verdict needs finite val_bpb and positive paces, got {run}")
+            raise ValueError(f"val_bpb must be finite and pace positive, got {run}")
     if incumbent is None:
         return _baseline(candidate, rigor, new_seed, to_come)
-    found = Fit([code for code in codes if code.runs], incumbent)
-    standing = found.difference(incumbent, min([incumbent, *others], key=lambda code: code.id))[0]
+    fit = Fit([code for code in codes if code.runs], incumbent)
+    standing = fit.difference(incumbent, min([incumbent, *others], key=lambda code: code.id))[0]
     if not candidate.runs:
-        who, seed, why = _first(candidate, incumbent, new_seed, rigor == "full" and remeasure, to_come)
-        return Decision("again", 0.0, 0.0, found.sigma, found.pair, why, who, seed, standing=standing)
-    delta, error = found.difference(candidate, incumbent)
+        who, seed, reason = _first(candidate, incumbent, new_seed, rigor == "full" and remeasure, to_come)
+        return Decision("again", 0.0, 0.0, fit.sigma, fit.pair, reason, who, seed, standing=standing)
+    delta, error = fit.difference(candidate, incumbent)
     if rigor == "none":
         delta, standing = _plain(candidate, incumbent), None
-        verdict, who, seed, why = "keep" if delta < 0 else "discard", "candidate", 0, "upstream's rule"
+        verdict, who, seed, cause = "keep" if delta < 0 else "discard", "candidate", 0, "upstream's rule"
     else:
-        verdict, who, seed, why = _weigh(found, candidate, incumbent, new_seed, simpler, remeasure)
+        verdict, who, seed, cause = _weigh(fit, candidate, incumbent, new_seed, simpler, remeasure)
     shared = len(candidate.seeds & incumbent.seeds)
     near_miss = verdict == "discard" and delta < 0 and (rigor == "none" or shared >= PAIRS)
-    runs = f"{len(candidate.runs)} against {_count(len(incumbent.runs))}, {shared} of the same seed"
-    reason = f"{delta:+.6f} ± {error:.6f} bpb, {runs}: {why}"
-    return Decision(verdict, delta, error, found.sigma, found.pair, reason, who, seed, near_miss, standing)
+    runs = f"{len(candidate.runs)} against {_count(len(incumbent.runs))}, {shared} with the same seed"
+    reason = f"{delta:+.6f} ± {error:.6f} bpb, {runs}: {cause}"
+    return Decision(verdict, delta, error, fit.sigma, fit.pair, reason, who, seed, near_miss, standing)
 
 
 def _baseline(candidate: Code, rigor: Rigor, new_seed: int, to_come: int | None) -> Decision:
-    """Runs with as many seeds as what is to come repays."""
+    """The verdict on the baseline. With few experiments to come, fewer seeds are worth their time."""
     wanted = 1 if rigor == "none" else BASELINE_RUNS if to_come is None else min(BASELINE_RUNS, PAIRS + to_come)
     done = len(candidate.runs) >= wanted
-    reason = "baseline" if done else f"the baseline runs with {wanted} seeds"
+    reason = "baseline" if done else f"the baseline needs {wanted} runs"
     if not candidate.runs:
         return Decision("again", 0.0, 0.0, 0.0, 0.0, reason, seed=new_seed)
-    found = Fit([candidate], candidate)
-    error = found.sigma / sqrt(len(candidate.runs))
-    return Decision("keep" if done else "again", 0.0, error, found.sigma, found.pair, reason, seed=new_seed)
+    fit = Fit([candidate], candidate)
+    error = fit.sigma / sqrt(len(candidate.runs))
+    return Decision("keep" if done else "again", 0.0, error, fit.sigma, fit.pair, reason, seed=new_seed)
 
 
 def _first(
     candidate: Code, incumbent: Code, new_seed: int, remeasure: bool, to_come: int | None
 ) -> tuple[Who, int, str]:
-    """(who, seed, why) of the run that opens a comparison."""
+    """(who, seed, reason) of the first run of a comparison."""
     wanted = FRESH if to_come is None else min(FRESH, 1 + to_come)
     if remeasure and incumbent.selected and len(incumbent.unselected) < wanted:
-        return "incumbent", new_seed, "the incumbent runs with a seed that did not select it"
+        return "incumbent", new_seed, "the incumbent runs with a new seed"
     seeds = incumbent.unselected or [run.seed for run in incumbent.runs]
     return "candidate", seeds[candidate.id % len(seeds)], ""
 
 
 def _plain(candidate: Code, incumbent: Code) -> float:
-    """Difference of means, over the same seeds where there are such."""
+    """Difference of means, over the shared seeds if there are any."""
     same = [run.value for run in incumbent.runs if run.seed in candidate.seeds]
     return fmean(r.value for r in candidate.runs) - fmean(same or [r.value for r in incumbent.runs])
 
 
 def _weigh(
-    found: "Fit", candidate: Code, incumbent: Code, new_seed: int, simpler: bool, remeasure: bool
+    fit: "Fit", candidate: Code, incumbent: Code, new_seed: int, simpler: bool, remeasure: bool
 ) -> tuple[str, Who, int, str]:
-    """(verdict, who, seed, why) by the sequential test."""
-    delta, error = found.difference(candidate, incumbent)
-    low, high = bounds(2 * found.variance / error**2, found.df)
+    """(verdict, who, seed, reason) by the sequential test."""
+    delta, error = fit.difference(candidate, incumbent)
+    low, high = bounds(2 * fit.variance / error**2, fit.df)
     t, shared = -delta / error, candidate.seeds & incumbent.seeds
     if t > high and len(shared) >= PAIRS:
         return "keep", "candidate", 0, "beyond the noise"
     if t < low and not (simpler and delta < 0):
-        return "discard", "candidate", 0, "not better" if delta >= 0 else "better, but hardly"
-    run = found.next_run(candidate, incumbent, new_seed, remeasure) if len(candidate.runs) < CANDIDATE_RUNS else None
+        return "discard", "candidate", 0, "not better" if delta >= 0 else "the gain is too small"
+    run = fit.next_run(candidate, incumbent, new_seed, remeasure) if len(candidate.runs) < CANDIDATE_RUNS else None
     if run:
         return "again", *run, "within the noise"
     if simpler and delta < 0 and len(shared) >= PAIRS:
         return "keep", "candidate", 0, "no worse, and simpler"
-    return "discard", "candidate", 0, "never beyond the noise"
+    return "discard", "candidate", 0, "still within the noise after the last run"
 
 
 def bounds(pairs: float, df: float) -> tuple[float, float]:
-    """Of t, where as much is known as by `pairs` pairs of runs: discard below the first, keep above the second.
+    """Bounds of t with the information of `pairs` pairs of runs: discard below the first, keep above the second.
 
     The log-likelihood ratio of a gain of GAIN pair sds against none is GAIN * sqrt(pairs) * t - GAIN^2 * pairs / 2."""
     scale = GAIN * sqrt(pairs)
@@ -215,8 +215,8 @@ def bounds(pairs: float, df: float) -> tuple[float, float]:
 
 
 class Fit:
-    """The posterior of the model over the runs of `codes`, each with one run at least. Noise of pairs is learnt from
-    those close to `about`; the runs of others weigh less, by the square of their distance."""
+    """The posterior of the model over the runs of `codes`, each with at least one run. The noise of pairs is estimated
+    from those close to `about`; the runs of others weigh less, by the square of their distance."""
 
     def __init__(self, codes: Sequence[Code], about: Code):
         runs = [run for code in codes for run in code.runs]
@@ -236,7 +236,7 @@ class Fit:
             self._solve(design, values, [])
             effects = np.abs(self.mean[: len(codes)] - self.mean[self.codes[about.id]])[owner]
             self.weights = (SMALL * self.scale / np.maximum(effects, SMALL * self.scale)) ** 2
-        self._learn_noise(design, values)
+        self._estimate_noise(design, values)
         kept = [(self.codes[code.id], self.codes[code.parent]) for code in codes if code.parent in self.codes]
         self._solve(design, values, kept)
 
@@ -249,7 +249,7 @@ class Fit:
         return sqrt(2 * self.variance)
 
     def _solve(self, design: np.ndarray, values: np.ndarray, kept: list[tuple[int, int]]) -> None:
-        """`mean` and `cov` of codes, seeds and slope, in this order."""
+        """Set `mean` and `cov` of codes, seeds and slope, in this order."""
         slope, slope_sd = SLOPE * self.scale, SLOPE_SD * self.scale
         prior = np.full(design.shape[1], FLAT)
         prior[len(self.codes) : -1] = self.seed_sd**-2
@@ -265,7 +265,7 @@ class Fit:
         self.cov = np.linalg.inv(precision)
         self.mean = self.cov @ pull
 
-    def _learn_noise(self, design: np.ndarray, values: np.ndarray) -> None:
+    def _estimate_noise(self, design: np.ndarray, values: np.ndarray) -> None:
         """Variances of runs and seeds from the residuals; a residual's degrees of freedom are 1 - its leverage."""
         codes, close = len(self.codes), self.weights == 1
         free = (1 - ((design @ self.cov) * design).sum(1) / self.variance)[close].sum()
@@ -276,7 +276,7 @@ class Fit:
         self.df += float(free)
 
     def _difference(self, one: int, other: int) -> tuple[float, float]:
-        """(mean, variance) of the difference of two codes, by place."""
+        """(mean, variance) of the difference of two codes, by index."""
         cov = self.cov
         return float(self.mean[one] - self.mean[other]), float(cov[one, one] + cov[other, other] - 2 * cov[one, other])
 
@@ -286,9 +286,9 @@ class Fit:
         return mean, sqrt(variance)
 
     def next_run(self, candidate: Code, incumbent: Code, new_seed: int, remeasure: bool) -> tuple[Who, int] | None:
-        """Whose run with which seed narrows the difference most, at the pace of the last run; None if there is none.
+        """Who runs next with which seed: the run that reduces the error most, at the last pace.
 
-        A new seed takes two runs and counts half; the incumbent begins, as its run serves later comparisons too."""
+        A new seed takes two runs and counts half; the incumbent starts, since later comparisons use its run too."""
         mine, its = self.codes[candidate.id], self.codes[incumbent.id]
         variance, link = self._difference(mine, its)[1], self.cov[mine] - self.cov[its]
         options: dict[tuple[Who, int], float] = {}
@@ -307,7 +307,7 @@ class Fit:
 
 
 def spread(prior: float, squares: float, df: float) -> float:
-    """The likeliest standard deviation, given `squares` with `df` degrees of freedom and a log-normal prior."""
+    """The most likely standard deviation, given `squares` with `df` degrees of freedom and a log-normal prior."""
     steps = np.linspace(-4, 4, 161)  # of the logarithm
     cost = df * steps + squares / (2 * prior**2) * np.exp(-2 * steps) + steps**2 / (2 * DOUBT**2)
     return prior * exp(steps[cost.argmin()])

@@ -33,8 +33,10 @@ def _run(journal, value=None, status="ok", memory=1.0, **more):
     if journal.state.step().action == "judge":
         assert _judge(journal).verdict == "again"
     step = journal.state.step()
-    told = {"memory_gb": memory, "minutes": 5.0, "reason": "ValueError: no" if status == "crash" else ""} | more
-    journal.record("run", id=step.id, who=step.who, run=step.run, seed=step.seed, status=status, val_bpb=value, **told)
+    measured = {"memory_gb": memory, "minutes": 5.0, "reason": "ValueError: no" if status == "crash" else ""} | more
+    journal.record(
+        "run", id=step.id, who=step.who, run=step.run, seed=step.seed, status=status, val_bpb=value, **measured
+    )
 
 
 def _judge(journal, rigor="none"):
@@ -247,7 +249,7 @@ def test_an_event_that_does_not_follow_is_named_when_reading(tmp_path):
     journal = _started(tmp_path)
     with open(journal.path, "a", encoding="utf-8") as file:
         file.write(json.dumps({"n": 2, "time": "", "event": "kept", "id": 0}) + "\n")
-    with pytest.raises(UserError, match="event 2 does not fit"):
+    with pytest.raises(UserError, match="event 2 is invalid"):
         Journal(tmp_path)
 
 
@@ -385,8 +387,10 @@ def _long_night(state, experiments):
         apply("proposal", id=number, agent="ollama", hypothesis="why " * 10_000, **given)
         while (step := state.step()).action != "settle":
             if step.action == "run":
-                told = {"status": "ok", "memory_gb": 1.0, "minutes": 5.0, "reason": ""}
-                apply("run", id=number, who=step.who, run=step.run, seed=step.seed, val_bpb=rng.gauss(1, 0.01), **told)
+                measured = {"status": "ok", "memory_gb": 1.0, "minutes": 5.0, "reason": ""}
+                apply(
+                    "run", id=number, who=step.who, run=step.run, seed=step.seed, val_bpb=rng.gauss(1, 0.01), **measured
+                )
             else:
                 apply("verdict", id=number, **vars(state.judge()))
         apply("kept" if step.verdict == "keep" else "discarded", id=number)
