@@ -1,7 +1,6 @@
 """A story written in turns: a person's sentence, the model's continuation, the person's next sentence.
 
-Only the story goes to standard output, so that lines from a pipe give a plain text; what is said besides goes to
-standard error.
+Only the story goes to standard output, so piped lines give a plain text; help and notes go to standard error.
 """
 
 import contextlib
@@ -13,13 +12,13 @@ from dataclasses import dataclass
 
 from lab.interface.sample import Opened
 
-HELP = "type the start or the next sentence, Enter alone to go on; /new /retry /temperature 0.8 /help /quit"
+HELP = "type a sentence, or press Enter to continue the story; commands: /new /retry /temperature 0.8 /help /quit"
 SENTENCE_ENDS = (".", "!", "?", '"', "\n")
 
 
 @dataclass
 class Chat:
-    """The running story. A continuation ends with the first sentence after `tokens`, or after twice as many."""
+    """The current story. A continuation ends with the first sentence after `tokens`, or after twice as many."""
 
     run: Opened
     tokens: int
@@ -30,7 +29,7 @@ class Chat:
     before: str = ""  # the story without the last continuation
 
     def talk(self, first: str | None) -> None:
-        """Answer line after line until they end or one says /quit; `first` is answered before them."""
+        """Answer each line until the input ends or a line is /quit; `first` is answered before them."""
         terminal = sys.stdin.isatty() and sys.stdout.isatty()
         if terminal:
             note(HELP)
@@ -40,54 +39,54 @@ class Chat:
             if line == "/quit":
                 return
             if line.startswith("/"):
-                self.obey(*line.split(maxsplit=1))
+                self.run_command(*line.split(maxsplit=1))
             else:
                 self.say(line)
 
     def say(self, line: str) -> None:
         gap = " " if self.story and line and not self.story[-1].isspace() else ""
         self.story += gap + line
-        self.go_on()
+        self.extend()
 
-    def obey(self, command: str, value: str = "") -> None:
+    def run_command(self, command: str, value: str = "") -> None:
         if command == "/new":
             self.story = self.before = ""
         elif command == "/retry":
             self.story = self.before
-            self.go_on()
+            self.extend()
         elif command == "/temperature":
-            self.warm(value)
+            self.set_temperature(value)
         else:
             note(HELP)
 
-    def warm(self, value: str) -> None:
+    def set_temperature(self, value: str) -> None:
         with contextlib.suppress(ValueError):
-            if 0 <= (given := float(value)) < math.inf:
-                self.temperature = given
+            if 0 <= (number := float(value)) < math.inf:
+                self.temperature = number
                 return
-        note(f"the temperature is {self.temperature:g}; /temperature takes a number from 0, like 0.8")
+        note(f"the temperature is {self.temperature:g}; /temperature needs a number of at least 0, such as 0.8")
 
-    def go_on(self) -> None:
-        """Stream a continuation. Ctrl-C ends it and keeps what is written."""
+    def extend(self) -> None:
+        """Stream a continuation. Ctrl-C stops it and keeps the text so far."""
         self.before, limit = self.story, 2 * self.tokens
-        how = {"temperature": self.temperature, "top_k": self.top_k, "seed": self.seed}
-        pieces = self.run.write(prompt=self.story, tokens=limit, **how)
+        options = {"temperature": self.temperature, "top_k": self.top_k, "seed": self.seed}
+        pieces = self.run.write(prompt=self.story, tokens=limit, **options)
         next(pieces)  # the prompt
         self.seed += 1
-        with interrupts() as asked:
+        with interrupts() as pressed:
             for number, piece in enumerate(pieces, 1):
                 print(piece, end="", flush=True)
                 self.story += piece
-                if asked or (number >= self.tokens and self.story.endswith(SENTENCE_ENDS)):
+                if pressed or (number >= self.tokens and self.story.endswith(SENTENCE_ENDS)):
                     break
             else:
-                if number <= limit:  # the last piece is what was left of a character
+                if number <= limit:  # the last piece is the rest of an incomplete character
                     note("\n(the end)")
         print(flush=True)
 
 
 def lines(prompt: str) -> Iterator[str]:
-    """What is typed or piped, until it ends; Ctrl-C and Ctrl-D at the prompt end it too."""
+    """The lines typed or piped, until the input ends or Ctrl-C or Ctrl-D at the prompt."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 (input() then edits and remembers lines)
     sys.stdin.reconfigure(errors="replace")
@@ -103,13 +102,13 @@ def lines(prompt: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def interrupts() -> Iterator[list[int]]:
-    """Ctrl-C only adds to this list: the model's answer on the pipe is read to its end."""
-    asked: list[int] = []
-    usual = signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
+    """While active, Ctrl-C only adds to this list, so that the model's answer on the pipe is read to its end."""
+    pressed: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
     try:
-        yield asked
+        yield pressed
     finally:
-        signal.signal(signal.SIGINT, usual)
+        signal.signal(signal.SIGINT, previous)
 
 
 def note(text: str) -> None:

@@ -1,7 +1,8 @@
-"""A finished run as a folder that other tools read: weights, tokenizer, configuration, and the code that made it.
+"""Export a finished run as a folder for other tools: weights, tokenizer, configuration and the code of the model.
 
-mlx-lm loads it by config.json's `model_file`; `tokenizers` and transformers read the tokenizer; any safetensors reader
-reads the weights. The folder needs neither this project nor the prepared data. No code of the run is run here.
+mlx-lm loads it through `model_file` in config.json; `tokenizers` and transformers load the tokenizer; any safetensors
+reader loads the weights. The folder needs neither this project nor the prepared data. The export runs no code of the
+run.
 """
 
 import ast
@@ -23,7 +24,7 @@ from lab.interface.sample import records, result
 from lab.loop.source import constants
 from lab.preset import from_dict
 
-MODEL = '''"""What mlx-lm loads (config.json: model_file), and your own programs: `from model import load`."""
+MODEL = '''"""The model for mlx-lm (config.json: model_file) and for your own programs: `from model import load`."""
 
 import sys
 from pathlib import Path
@@ -55,9 +56,10 @@ pip install mlx-lm          # Linux: pip install 'mlx[cpu]' mlx-lm threadpoolctl
 mlx_lm.generate --model . --trust-remote-code --temp 0 --prompt 'Once upon a time'
 ```
 
-`--trust-remote-code` runs `model.py` and `train.py` of this folder: read them first if you did not make them. There is
-no cache of keys and values: every token costs a pass over the whole context. mlx-lm leaves out a space at the start of
-its answer. Or in a program started in this folder:
+`--trust-remote-code` runs `model.py` and `train.py` from this folder: read them first if they are not yours. There is
+no key-value cache: every token needs a pass over the whole context. mlx-lm drops a space at the start of its answer.
+
+In a program started in this folder:
 
 ```python
 from model import load
@@ -75,16 +77,16 @@ print(tokenizer.decode(ids))
 
 - `model.safetensors`: the weights ({dtypes}) under the names of `train.py`'s modules.
 - `tokenizer.json`: byte-level BPE{merges}, for `tokenizers` and `transformers.AutoTokenizer`.
-  `{token}` starts every text and ends it; other tools also read it as the special token where it stands in a text.
-- `config.json`: `settings` is what `train.py` reads, `constants` its own, learning rates included.
-- `model.py`, `lab/`: what stands around `train.py` for `build_model` to work.
+  `{token}` marks the start and the end of every text; other tools also treat it as special inside a text.
+- `config.json`: `settings` are the values that `train.py` reads, `constants` its own, such as learning rates.
+- `model.py`, `lab/`: the code that `train.py` needs to build the model.
 """
 
 
 def export(run_dir: Path, folder: Path) -> None:
-    """Write the folder whole or not at all. Raises UserError when it is there already or the run is not whole."""
+    """Write the folder completely or not at all. Raises UserError if it exists or the run is incomplete."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there already; name a new folder")
+        raise UserError(f"{folder} already exists; choose a new folder")
     settings, tokenizer = records(run_dir)
     folder = folder.resolve()
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
@@ -102,13 +104,13 @@ def _fill(folder: Path, run_dir: Path, settings: dict[str, Any], tokenizer: Toke
     shutil.copyfile(run_dir / "checkpoint.safetensors", folder / "model.safetensors")
     (folder / "train.py").write_text(source, encoding="utf-8")
     (folder / "model.py").write_text(MODEL, encoding="utf-8")
-    for module in laboratory(source + MODEL):
+    for module in imported_files(source + MODEL):
         copy = folder / module.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(module, copy)
     shutil.copyfile(ROOT / "LICENSE", folder / "LICENSE")
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-    (folder / "tokenizer.json").write_text(for_others(tokenizer), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(portable_tokenizer(tokenizer), encoding="utf-8")
     kind = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": BOS}
     kind |= {"model_max_length": config["max_position_embeddings"], "clean_up_tokenization_spaces": False}
     (folder / "tokenizer_config.json").write_text(json.dumps(kind, indent=1), encoding="utf-8")
@@ -116,9 +118,9 @@ def _fill(folder: Path, run_dir: Path, settings: dict[str, Any], tokenizer: Toke
 
 
 def configuration(source: str, settings: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
-    """config.json: what mlx-lm and transformers ask for, what train.py reads, and its constants."""
+    """config.json: the keys that mlx-lm and transformers need, the settings of train.py, and its constants."""
     preset = from_dict(settings["preset"])
-    found = constants(source, preset.settings())
+    own = constants(source, preset.settings())
     return {
         "model_type": "autoresearch",
         "model_file": "model.py",
@@ -128,27 +130,27 @@ def configuration(source: str, settings: dict[str, Any], tokenizer: Tokenizer) -
         "eos_token_id": tokenizer.bos,
         "preset": preset.name,
         "settings": preset.settings(),
-        "constants": {name: constant.value for name, constant in found.items()},
+        "constants": {name: constant.value for name, constant in own.items()},
     }
 
 
 def score(run_dir: Path) -> dict[str, Any]:
-    """val_bpb and task of the run, None without a score."""
-    known = result(run_dir)
-    return {key: known.get(key) for key in ("val_bpb", "task")}
+    """val_bpb and task of the run, None if it has no score."""
+    scored = result(run_dir)
+    return {key: scored.get(key) for key in ("val_bpb", "task")}
 
 
-def laboratory(source: str) -> list[Path]:
-    """The files of lab/ that this source imports, and those that they import."""
-    found, unread = {ROOT / "lab" / "__init__.py"}, [source]
+def imported_files(source: str) -> list[Path]:
+    """The files of lab/ that this source imports, directly or through others."""
+    files, unread = {ROOT / "lab" / "__init__.py"}, [source]
     while unread:
         named = {name for node in ast.walk(ast.parse(unread.pop())) for name in _imported(node)}
         modules = {ROOT / MOVED.get(name, name).replace(".", "/") for name in named if name.startswith("lab.")}
-        files = {file for path in modules for file in (path.with_suffix(".py"), path.parent / "__init__.py")}
-        new = {file for file in files if file.is_file()} - found
-        found |= new
+        paths = {file for path in modules for file in (path.with_suffix(".py"), path.parent / "__init__.py")}
+        new = {file for file in paths if file.is_file()} - files
+        files |= new
         unread += [file.read_text(encoding="utf-8") for file in new]
-    return sorted(found)
+    return sorted(files)
 
 
 def _imported(node: ast.AST) -> list[str]:
@@ -160,8 +162,8 @@ def _imported(node: ast.AST) -> list[str]:
     return []
 
 
-def for_others(tokenizer: Tokenizer) -> str:
-    """tokenizer.json that puts the special token before a text by itself, as training did."""
+def portable_tokenizer(tokenizer: Tokenizer) -> str:
+    """tokenizer.json that adds the special token before every text, as in training."""
     inner = tokenizers.Tokenizer.from_str(tokenizer.to_json())
     pair = f"{BOS} $A {BOS} $B"
     inner.post_processor = TemplateProcessing(single=f"{BOS} $A", pair=pair, special_tokens=[(BOS, tokenizer.bos)])
@@ -176,11 +178,11 @@ def header(weights: Path) -> list[dict[str, Any]]:
 
 
 def readme(name: str, config: dict[str, Any], weights: Path, tokenizer: Tokenizer) -> str:
-    known, tensors = config["val_bpb"] is not None, header(weights)
+    is_scored, tensors = config["val_bpb"] is not None, header(weights)
     return README.format(
         name=name,
         score=f"val_bpb {config['val_bpb']:.6f} bits per byte, task `{config['task']}`.\n"
-        if known
+        if is_scored
         else "Not scored.\n",
         parameters=f"{sum(math.prod(tensor['shape']) for tensor in tensors) / 1e6:.2f}M parameters",
         dtypes=", ".join(sorted({tensor["dtype"] for tensor in tensors})),

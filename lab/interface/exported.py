@@ -1,7 +1,7 @@
-"""A finished model in a folder of its own: what mlx-lm or any program calls. `lab.export` copies this file along.
+"""An exported model, as mlx-lm or any other program calls it. `lab.interface.export` copies this file.
 
-The experiment has no cache of keys and values, and need not have one: what stands in its place keeps the tokens, and
-every answer is computed from them anew. Slower than a cache, and right for whatever an experiment made of the model.
+The experiment needs no key-value cache: the cache here holds the tokens, and every answer is computed from all of them.
+This is slower, but correct for any model that an experiment may define.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ from lab.machine.backend import mx, nn
 
 @dataclass
 class ModelArgs:
-    """What is read of config.json."""
+    """The keys of config.json that are read."""
 
     vocab_size: int
     max_position_embeddings: int  # tokens of context
@@ -28,10 +28,10 @@ class ModelArgs:
         return cls(**{name: config[name] for name in cls.__dataclass_fields__})
 
 
-class Seen:
-    """The tokens so far, where other models keep keys and values."""
+class TokenCache:
+    """The tokens so far, in place of keys and values."""
 
-    state: Any = ()  # (B, T) int32, once there are some
+    state: Any = ()  # (B, T) int32 after the first call
 
     def add(self, tokens: mx.array) -> mx.array:
         self.state = mx.concatenate([self.state, tokens], axis=1) if len(self.state) else tokens
@@ -39,26 +39,26 @@ class Seen:
 
 
 class Exported(nn.Module):
-    """The model of a folder's train.py. Its last `context` tokens decide."""
+    """The model of a folder's train.py. It sees the last `context` tokens."""
 
     def __init__(self, folder: Path, args: ModelArgs):
         super().__init__()
         self.context = args.max_position_embeddings
         self.experiment = _experiment(folder / "train.py", args.settings).build_model(args.vocab_size)
 
-    def __call__(self, tokens: mx.array, cache: list[Seen] | None = None) -> mx.array:
+    def __call__(self, tokens: mx.array, cache: list[TokenCache] | None = None) -> mx.array:
         """Tokens (B, T) int32 to logits (B, T, V) float32, or those of the last `context` tokens."""
         new = tokens.shape[1]
-        seen = (cache[0].add(tokens) if cache else tokens)[:, -self.context :]
-        T = seen.shape[1]
-        padded = mx.pad(seen, ((0, 0), (0, self.context - T)))  # the trained length: windows depend on it
+        tokens = (cache[0].add(tokens) if cache else tokens)[:, -self.context :]
+        T = tokens.shape[1]
+        padded = mx.pad(tokens, ((0, 0), (0, self.context - T)))  # the trained length: windows depend on it
         return self.experiment(padded)[:, max(0, T - new) : T]
 
-    def make_cache(self) -> list[Seen]:
-        return [Seen()]
+    def make_cache(self) -> list[TokenCache]:
+        return [TokenCache()]
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        """The checkpoint's names to this module's."""
+        """Rename the checkpoint's weights to the names of this module."""
         return {f"experiment.{name}": value for name, value in weights.items()}
 
 
@@ -70,7 +70,7 @@ def load(folder: Path) -> Exported:
 
 
 def _experiment(source: Path, settings: dict[str, Any]) -> ModuleType:
-    """train.py as a module, with these settings in the place of prepare.py."""
+    """train.py as a module, with these settings in place of prepare.py."""
     prepare = sys.modules["prepare"] = ModuleType("prepare")
     prepare.SETTINGS, prepare.execute = SimpleNamespace(**settings), None
     spec = importlib.util.spec_from_file_location("train", source)

@@ -1,7 +1,7 @@
-"""List and remove prepared data and checkpoints. What a night or the next training needs is never removed.
+"""List and remove prepared data and checkpoints. Data that a night or the next training needs is never removed.
 
-Of a run only the checkpoint and scratch files go: its source, settings, steps and result stay. Kept whole are the
-NEWEST in runs/ and the best of each task, and in a night what was kept and what is not settled.
+Only the checkpoint and temporary files of a run are removed: its source, settings, steps and result stay. The NEWEST
+runs in runs/ and the best of each task are kept complete, and in a night the kept and the unfinished experiments.
 """
 
 import json
@@ -21,13 +21,13 @@ from lab.loop.journal import Journal, lock
 from lab.training.run import current_path
 from lab.trial.runner import leftovers
 
-NEWEST = 5  # runs of runs/ that stay whole
+NEWEST = 5  # runs in runs/ that are kept complete
 MADE = (
     "checkpoint.safetensors",
     "score",
     "tmp",
     "__pycache__",
-)  # by training and scoring: all else there is the user's
+)  # by training and scoring; other files belong to the user
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Entry:
 
     name: str
     path: Path
-    bytes: int  # that removing it frees
+    bytes: int  # freed by removing it
     kept: str = ""  # why it is not removed
 
     def __str__(self) -> str:
@@ -58,9 +58,9 @@ def listing() -> list[Entry]:
 
 
 def remove(names: tuple[str, ...], everything: bool) -> str:
-    """Remove these entries, or every prepared folder that nobody needs; what was done. Downloaded text goes only by
-    name: it may not be had again. So does what is older than the record of who uses it. UserError names what cannot be
-    removed."""
+    """Remove these entries, or every prepared folder that is not needed, and return a summary. Downloads are removed
+    only by name, since they may not be available again; so are folders older than the record of the cache's users.
+    Raises UserError for an entry that cannot be removed."""
     register()
     entries = listing()
     whole = [entry for entry in entries if everything and _ready(entry)]
@@ -70,25 +70,25 @@ def remove(names: tuple[str, ...], everything: bool) -> str:
         files.remove(entry.path, entry.path.parent)
     rest = [entry.name for entry in whole if not entry.kept and entry not in chosen]
     hint = f"; NAMES='{' '.join(rest)}' removes data that nights of other checkouts may need" if rest else ""
-    return _told(chosen) + hint
+    return _summary(chosen) + hint
 
 
 def runs() -> list[Entry]:
-    """Runs with a checkpoint, in runs/ and of every night, largest first."""
-    with _nights_at_rest() as resting:
-        return _runs(resting)
+    """Runs with a checkpoint, in runs/ and in every night, largest first."""
+    with _idle_nights() as idle:
+        return _runs(idle)
 
 
 def remove_checkpoints(names: tuple[str, ...], everything: bool) -> str:
-    """Remove the checkpoints of these runs, or of all that are not kept; what was done. A night that is running is
-    left alone, and none can begin meanwhile. UserError names what cannot be removed."""
-    with _nights_at_rest() as resting:
-        entries = _runs(resting)
+    """Remove the checkpoints of these runs, or of all that are not kept, and return a summary. A running night is
+    skipped, and none can start meanwhile. Raises UserError for a run that cannot be removed."""
+    with _idle_nights() as idle:
+        entries = _runs(idle)
         chosen = _chosen(entries, names, {entry.name for entry in entries if everything})
         for entry in chosen:
             for part in _parts(entry.path):
                 files.remove(part, ROOT)
-        return _told(chosen)
+        return _summary(chosen)
 
 
 def _chosen(entries: list[Entry], names: tuple[str, ...], others: set[str]) -> list[Entry]:
@@ -102,30 +102,30 @@ def _chosen(entries: list[Entry], names: tuple[str, ...], others: set[str]) -> l
     return [entry for entry in entries if not entry.kept and (entry.name in names or entry.name in others)]
 
 
-def _told(removed: list[Entry]) -> str:
+def _summary(removed: list[Entry]) -> str:
     return f"removed {len(removed)}, {sum(entry.bytes for entry in removed) / 1e6:,.1f} MB"
 
 
 def _ready(entry: Entry) -> bool:
-    """A prepared folder that is whole: one without its manifest is being made."""
+    """Whether it is a complete prepared folder; without a manifest it is still being written."""
     return entry.path.parent.name == "prepared" and (entry.path / "manifest.json").is_file()
 
 
 def _needed() -> Callable[[Path], str]:
-    """Says why a prepared folder is kept: the next training or a night, of any checkout that uses this cache, reads
-    it; "" for no reason."""
-    found, damaged = {}, ""
+    """A function that returns why a prepared folder is kept, or "": the next training, or a night of any checkout that
+    uses this cache, reads it."""
+    users, damaged = {}, ""
     for checkout in checkouts():
         where = "" if checkout == ROOT else f" in {checkout}"
         for path in sorted((checkout / "nights").glob("*/settings.json")):
             night = f"night {path.parent.name}{where}"
             if prepared := _prepared(path):
-                found[prepared] = f"for {night}"
+                users[prepared] = f"for {night}"
             else:
                 damaged = f"{night} may need it: its settings.json is damaged"
     if current := _prepared(current_path()):
-        found[current] = "for the next training"
-    return lambda folder: found.get(folder, damaged if folder.parent.name == "prepared" else "")
+        users[current] = "for the next training"
+    return lambda folder: users.get(folder, damaged if folder.parent.name == "prepared" else "")
 
 
 def _prepared(record: Path) -> Path | None:
@@ -137,7 +137,7 @@ def _prepared(record: Path) -> Path | None:
 
 
 def _nights() -> list[Path]:
-    """Folders of this checkout's nights that have runs; links lead elsewhere."""
+    """Folders of this checkout's nights that have runs, without links."""
     return [path.parent for path in sorted((ROOT / "nights").glob("*/runs")) if path.resolve() == path]
 
 
@@ -145,41 +145,41 @@ def _nights() -> list[Path]:
 
 
 @contextmanager
-def _nights_at_rest() -> Iterator[set[Path]]:
-    """The nights that nobody runs; none of them can begin meanwhile."""
-    resting = set()
+def _idle_nights() -> Iterator[set[Path]]:
+    """The nights that are not running; none of them can start meanwhile."""
+    idle = set()
     with ExitStack() as stack:
         for folder in _nights():
             with suppress(UserError):
                 stack.enter_context(lock(folder / "lock"))
-                resting.add(folder)
-        yield resting
+                idle.add(folder)
+        yield idle
 
 
-def _runs(resting: set[Path]) -> list[Entry]:
-    found = dict(_own_runs())
+def _runs(idle: set[Path]) -> list[Entry]:
+    reasons = dict(_own_runs())
     for folder in _nights():
-        found |= _night_runs(folder, folder in resting)
+        reasons |= _night_runs(folder, folder in idle)
     return _largest_first(
-        Entry(str(path.relative_to(ROOT)), path, _size(_parts(path)), kept) for path, kept in found.items()
+        Entry(str(path.relative_to(ROOT)), path, _size(_parts(path)), kept) for path, kept in reasons.items()
     )
 
 
 def _parts(run: Path) -> list[Path]:
-    """What of a run goes: in a night all but its records, for an experiment may have written anything."""
-    found = leftovers(run)
-    return found if ROOT / "nights" in run.parents else [path for path in found if path.name in MADE]
+    """The files to remove from a run: in a night all but its records, since an experiment may have written anything."""
+    parts = leftovers(run)
+    return parts if ROOT / "nights" in run.parents else [path for path in parts if path.name in MADE]
 
 
 def _trained(folder: Path) -> list[Path]:
     """Runs with a checkpoint, oldest first."""
-    found = [path for path in folder.glob("*/checkpoint.safetensors") if path.parent.resolve() == path.parent]
-    return [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime)]
+    checkpoints = [path for path in folder.glob("*/checkpoint.safetensors") if path.parent.resolve() == path.parent]
+    return [path.parent for path in sorted(checkpoints, key=lambda path: path.stat().st_mtime)]
 
 
 def _own_runs() -> Iterator[tuple[Path, str]]:
-    """The runs of runs/, each with why it is kept."""
-    trained, latest = _trained(ROOT / "runs"), Path(os.path.realpath(ROOT / "runs" / "latest"))  # a link to itself too
+    """The runs in runs/, each with the reason to keep it, or ""."""
+    trained, latest = _trained(ROOT / "runs"), Path(os.path.realpath(ROOT / "runs" / "latest"))  # may link to itself
     scores = {path: result(path) for path in trained}
     best: dict[str, float] = {}  # task -> lowest val_bpb
     for score in filter(None, scores.values()):
@@ -194,8 +194,8 @@ def _own_runs() -> Iterator[tuple[Path, str]]:
         yield path, next(filter(None, reasons), "")
 
 
-def _night_runs(night: Path, resting: bool) -> Iterator[tuple[Path, str]]:
-    """The runs of a night, each with why it is kept."""
+def _night_runs(night: Path, idle: bool) -> Iterator[tuple[Path, str]]:
+    """The runs of a night, each with the reason to keep it, or ""."""
     try:
         experiments = Journal(night).state.experiments
     except UserError:
@@ -204,16 +204,17 @@ def _night_runs(night: Path, resting: bool) -> Iterator[tuple[Path, str]]:
         if experiments is None:
             yield path, "the night's journal is damaged"
         else:
-            yield path, _held(path.name, experiments) if resting else "the night is running"
+            yield path, _why_kept(path.name, experiments) if idle else "the night is running"
 
 
-def _held(run: str, experiments: list[Experiment]) -> str:
-    """Why the night needs this run (e0007-r1, replay-7-1000), or ""."""
+def _why_kept(run: str, experiments: list[Experiment]) -> str:
+    """Why the night needs this run (such as e0007-r1 or replay-7-1000), or ""."""
     number = re.match(r"(?:e|replay-)(\d+)-", run)
     if not number or int(number[1]) >= len(experiments):
         return ""
-    of = experiments[int(number[1])]
-    return {"keep": f"experiment {of.id} was kept", "pending": f"experiment {of.id} is not settled"}.get(of.status, "")
+    experiment = experiments[int(number[1])]
+    reasons = {"keep": "was kept", "pending": "is not finished"}
+    return f"experiment {experiment.id} {reasons[experiment.status]}" if experiment.status in reasons else ""
 
 
 def _largest_first(entries: Iterable[Entry]) -> list[Entry]:

@@ -1,4 +1,4 @@
-"""The picture of a night: every experiment, the kept frontier and the names of what was kept."""
+"""The plot of a night: every experiment, the frontier of kept changes and their names."""
 
 import io
 import os
@@ -10,23 +10,23 @@ import numpy as np
 from lab.loop.history import Experiment, State
 
 PAPER = ("#ffffff", "#161618")  # light and dark, as in the template
-NAMES = 40  # of kept changes in the picture at most
-GAP = 0.004  # between a label and whatever else, as a share of the axes
-COLOURS = (  # on light and on dark paper
+NAMES = 40  # most names of kept changes in the plot
+GAP = 0.004  # between a label and anything else, as a share of the axes
+COLOURS = (  # light and dark
     {"keep": "#1a7f37", "discard": "#8a8a8f", "crash": "#c0362c"},
     {"keep": "#3fb950", "discard": "#9a9aa0", "crash": "#f47067"},
 )
 
 
 def picture(state: State, name: str, dark: bool = False, narrow: bool = False) -> bytes:
-    """PNG: every experiment's val_bpb, one standard error, the kept frontier and its labels (not on a phone)."""
-    os.environ.pop("MPLBACKEND", None)  # a notebook's; matplotlib reads it when imported
+    """PNG: val_bpb of every experiment with its standard error, and the kept frontier, labelled unless narrow."""
+    os.environ.pop("MPLBACKEND", None)  # set by notebooks; matplotlib reads it on import
     import matplotlib.style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     colours = COLOURS[dark]
-    with matplotlib.style.context("dark_background" if dark else "default", after_reset=True):  # no user's matplotlibrc
+    with matplotlib.style.context("dark_background" if dark else "default", after_reset=True):  # ignores matplotlibrc
         figure = Figure(figsize=(4.5, 4) if narrow else (11, 5), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
@@ -68,7 +68,7 @@ def picture(state: State, name: str, dark: bool = False, narrow: bool = False) -
 
 
 class Box(NamedTuple):
-    """A part of the picture, as shares of the axes."""
+    """A rectangle in the plot, as shares of the axes."""
 
     left: float
     right: float
@@ -76,14 +76,14 @@ class Box(NamedTuple):
     high: float
 
     def is_free(self, taken: np.ndarray) -> bool:
-        """Whether it is GAP away from each of these boxes (N, 4)."""
+        """Whether it is at least GAP away from each of these boxes (N, 4)."""
         left, right, low, high = taken.T
         across = (self.left < right + GAP) & (left < self.right + GAP)
         return not (across & (self.low < high + GAP) & (low < self.high + GAP)).any()
 
 
 def _limits(values: list[float], kept: list[Experiment]) -> tuple[float, float]:
-    """Of the y axis: the frontier and the usual failures; a few disasters may lie outside."""
+    """Limits of the y axis: the frontier and the usual failures; a few extreme values may lie outside."""
     best, base, error = min(e.val_bpb for e in kept), kept[0].val_bpb, max(e.error for e in kept)
     usual = sorted(values)[int(0.9 * (len(values) - 1))]
     room = max(base - best, 4 * error, 1e-3)
@@ -91,19 +91,19 @@ def _limits(values: list[float], kept: list[Experiment]) -> tuple[float, float]:
 
 
 def _label(axes: Any, measured: list[Experiment], kept: list[Experiment]) -> None:
-    """Names of the kept changes, the largest gains first, each left of and below its point, where a falling frontier
-    leaves room. None lies on a point, the frontier, another name or its line; one without room is left out."""
+    """Label the kept changes, the largest gains first, to the left of and below their points, where a falling frontier
+    leaves room. A label never covers a point, the frontier, another label or its line; without room it is left out."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
 
     def place(experiment: Experiment) -> tuple[float, float]:
-        """Of its point, as shares of the axes."""
+        """Its point, as shares of the axes."""
         return (experiment.id - left) / (right - left), (experiment.val_bpb - low) / (high - low)
 
     taken = [Box(x, x, y, y) for x, y in map(place, measured)]
     for (x, y), (later, lower) in pairwise(map(place, kept)):
         taken += [Box(x, later, y, y), Box(later, later, lower, y)]
-    axes.figure.draw_without_rendering()  # from now on the axes have their place
-    style = {"fontsize": 8, "parse_math": False}  # a dollar in a hypothesis is a dollar
+    axes.figure.draw_without_rendering()  # sets the position of the axes
+    style = {"fontsize": 8, "parse_math": False}  # a dollar sign in a hypothesis is literal
     for experiment in sorted(kept[1:], key=lambda e: e.delta or 0)[:NAMES]:
         name = short(experiment.hypothesis, 44)
         sample = axes.text(0, 0, name, **style)
@@ -125,7 +125,7 @@ def _label(axes: Any, measured: list[Experiment], kept: list[Experiment]) -> Non
 
 
 def short(text: str, limit: int) -> str:
-    """`text` cut to `limit` characters, the last an ellipsis then."""
+    """`text`, cut to `limit` characters with an ellipsis if it is longer."""
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
 
 

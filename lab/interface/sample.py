@@ -1,6 +1,6 @@
-"""Text from a checkpoint: prompt, temperature, top-k, seed, length; piece by piece, so that it can be streamed.
+"""Generate text from a checkpoint, streamed piece by piece.
 
-The model answers from a process of its own: two runs can be asked in turn, and what an agent wrote stays in a sandbox.
+The model runs in a separate process: two runs can be used in turn, and code that an agent wrote stays in a sandbox.
 """
 
 import codecs
@@ -29,21 +29,21 @@ from lab.loop.journal import Journal, read
 CONTROLS = dict.fromkeys(
     [*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\ufffd"
 )
-COLUMN = 40  # characters of the narrowest column in which a story can be read
+COLUMN = 40  # least width of a readable column, in characters
 
 Model = Callable[[np.ndarray], np.ndarray]  # (B, T) int32 tokens to (B, T, V) logits
 
 
 def last_run() -> Path:
-    """The newest run with a checkpoint. Raises UserError when there is none."""
+    """The newest run with a checkpoint. Raises UserError if there is none."""
     runs = sorted((ROOT / "runs").glob("*/checkpoint.safetensors"), key=lambda path: path.stat().st_mtime)
     if not runs:
-        raise UserError("there is no finished run yet; `make train` makes one")
+        raise UserError("there is no finished run yet; start one with `make train`")
     return runs[-1].parent
 
 
 def best_run(tag: str) -> Path:
-    """The first valid run of what a night keeps. Raises UserError when there is none."""
+    """The first valid run of the best experiment of a night. Raises UserError if there is none."""
     folder = ROOT / "nights" / check_tag(tag)
     if not (folder / "journal.jsonl").is_file():
         there = ", ".join(sorted(path.parent.name for path in folder.parent.glob("*/journal.jsonl"))) or "none"
@@ -53,21 +53,21 @@ def best_run(tag: str) -> Path:
         raise UserError(f"night {tag} has kept nothing yet; `make agent TAG={tag}` resumes it")
     valid = [r["run"] for r in read(folder / "journal.jsonl") if r["event"] == "run" and r["status"] == "ok"]
     runs = [folder / "runs" / name for name in valid if name.startswith(f"e{best.id:04d}-")]
-    found = [run for run in runs if (run / "checkpoint.safetensors").is_file()]
-    if not found:
+    complete = [run for run in runs if (run / "checkpoint.safetensors").is_file()]
+    if not complete:
         raise UserError(f"the checkpoint of experiment {best.id} is missing; run: agent_loop.py replay {best.id}")
-    return found[0]
+    return complete[0]
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A run whose model answers."""
+    """A run with its model loaded."""
 
     run_dir: Path
     model: Model
     tokenizer: Tokenizer
     length: int  # tokens of context
-    result: dict[str, Any]  # of its score, {} without one
+    result: dict[str, Any]  # its score, {} without one
 
     def write(self, **options: Any) -> Iterator[str]:
         """See `write`."""
@@ -82,7 +82,7 @@ class Opened:
 
 @contextmanager
 def opened(run_dir: Path, sandbox: str) -> Iterator[Opened]:
-    """A run, its model answering from a sandbox of this kind. Raises UserError when it is not whole, or fails."""
+    """A run with its model loaded in a sandbox of this kind. Raises UserError if the run is incomplete or fails."""
     from lab.scoring.score import Rejected, model_process
 
     run_dir = run_dir.resolve()
@@ -97,16 +97,16 @@ def opened(run_dir: Path, sandbox: str) -> Iterator[Opened]:
 
 
 def records(run_dir: Path) -> tuple[dict[str, Any], Tokenizer]:
-    """Settings and tokenizer of a run with a checkpoint. Raises UserError when it is not whole."""
+    """Settings and tokenizer of a run with a checkpoint. Raises UserError if the run is incomplete."""
     for name in ("checkpoint.safetensors", "settings.json", "train.py"):
         if not (run_dir / name).is_file():
-            raise UserError(f"{run_dir} has no {name}; name a finished run of runs/ or nights/TAG/runs/")
+            raise UserError(f"{run_dir} has no {name}; choose a finished run in runs/ or nights/TAG/runs/")
     settings = json.loads((run_dir / "settings.json").read_text(encoding="utf-8"))
     return settings, open_prepared(Path(settings["prepared"]), parts=("tokenizer",)).tokenizer
 
 
 def result(run_dir: Path) -> dict[str, Any]:
-    """val_bpb, task and the rest that is known of a scored run; {} for one that is not scored."""
+    """The record of a scored run, with val_bpb and task; {} for one that is not scored."""
     try:
         score = json.loads((run_dir / "score.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -115,16 +115,16 @@ def result(run_dir: Path) -> dict[str, Any]:
 
 
 def confinement(run_dir: Path) -> str:
-    """The kind of sandbox for a run: none for one of the user's own, which has trained without."""
+    """The kind of sandbox for a run: none for the user's own runs, which were trained without one."""
     from lab.trial.sandbox import available
 
     return available() if ROOT / "nights" in run_dir.resolve().parents else "none"
 
 
 def compare(runs: list[Opened], console: Console, **options: Any) -> None:
-    """The same prompt and seed: in columns, as it is written, where there is room; else one after the other."""
+    """Generate from the same prompt and seed: streamed in columns if there is room, otherwise one after the other."""
     if len({run.result["task"] for run in runs if run.result}) > 1:
-        console.print("different tasks: these val_bpb do not compare", highlight=False)
+        console.print("different tasks: these val_bpb are not comparable", highlight=False)
     if not console.is_terminal or console.width < len(runs) * COLUMN:
         for run in runs:
             console.print(Text(run.title, style="bold"))
@@ -158,17 +158,17 @@ def write(
     top_k: int,
     seed: int,
 ) -> Iterator[str]:
-    """Yield the prompt, then text as it is made, until the document ends or `tokens` are made.
+    """Yield the prompt, then the generated text, until the document ends or after `tokens` tokens.
 
-    The last `length` tokens are the context. A character is yielded when all its bytes are there; one
-    that would steer a terminal, or turn its direction, is replaced."""
+    The last `length` tokens are the context. A character is yielded when all its bytes are there; control characters
+    and those that change the direction of text are replaced."""
     generator = np.random.default_rng(seed)
     ids = tokenizer.encode([prompt])[0].tolist()
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     yield prompt
     for _ in range(tokens):
         context = ids[-length:]
-        padded = context + [tokenizer.bos] * (length - len(context))  # one shape; what follows cannot matter
+        padded = context + [tokenizer.bos] * (length - len(context))  # one shape; the model is causal
         logits = model(np.array([padded], np.int32))[0, len(context) - 1].astype(np.float64)
         ids.append(choose(logits, temperature, top_k, generator))
         if ids[-1] == tokenizer.bos:
@@ -178,13 +178,13 @@ def write(
 
 
 def choose(logits: np.ndarray, temperature: float, top_k: int, generator: np.random.Generator) -> int:
-    """A token drawn from (V,) logits; temperature 0 takes the largest. Raises UserError where they are not finite."""
+    """A token drawn from (V,) logits; temperature 0 takes the largest. Raises UserError if they are not finite."""
     if not np.isfinite(logits).all():
-        raise UserError("the model's logits are not finite: this run did not learn; choose another")
+        raise UserError("the logits of the model are not finite: the training failed; choose another run")
     if temperature == 0:
         return int(logits.argmax())
     if top_k and top_k < len(logits):
         logits = np.where(logits >= np.partition(logits, -top_k)[-top_k], logits, -np.inf)
-    with np.errstate(over="ignore", under="ignore"):  # at a temperature next to 0
+    with np.errstate(over="ignore", under="ignore"):  # at a temperature near 0
         weights = np.exp((logits - logits.max()) / temperature)
     return int(generator.choice(len(weights), p=weights / weights.sum()))

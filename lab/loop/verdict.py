@@ -286,7 +286,7 @@ class Fit:
         return mean, sqrt(variance)
 
     def next_run(self, candidate: Code, incumbent: Code, new_seed: int, remeasure: bool) -> tuple[Who, int] | None:
-        """Who runs next with which seed: the run that reduces the error most, at the last pace.
+        """(who, seed) of the run that reduces the error most, at the pace of the last run. None if there is none.
 
         A new seed takes two runs and counts half; the incumbent starts, since later comparisons use its run too."""
         mine, its = self.codes[candidate.id], self.codes[incumbent.id]

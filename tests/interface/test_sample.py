@@ -20,7 +20,7 @@ from checkout import Checkout
 from conftest import documents, environment
 
 from lab.data.tokens import Tokenizer, train_tokenizer
-from lab.interface.export import for_others
+from lab.interface.export import portable_tokenizer
 from lab.interface.sample import opened
 
 CONTEXT = 64
@@ -30,8 +30,8 @@ from model import load
 from lab.machine.backend import mx
 model, tokens = load(), mx.array(np.load("tokens.npy"))
 cache = model.make_cache()
-told = [model(tokens[:, :70], cache=cache)] + [model(tokens[:, i : i + 1], cache=cache) for i in range(70, 80)]
-np.savez("logits.npz", whole=model(tokens[:, :64]), short=model(tokens[:, :20]), told=mx.concatenate(told[1:], axis=1))
+text = [model(tokens[:, :70], cache=cache)] + [model(tokens[:, i : i + 1], cache=cache) for i in range(70, 80)]
+np.savez("logits.npz", whole=model(tokens[:, :64]), short=model(tokens[:, :20]), text=mx.concatenate(text[1:], axis=1))
 """
 
 
@@ -72,7 +72,7 @@ def on_a_terminal(checkout, columns: int, *flags: object, typed: tuple[str, ...]
     return shown.decode(errors="replace")
 
 
-def test_two_runs_are_told_one_after_the_other_without_a_terminal(checkout):
+def test_two_runs_are_shown_one_after_the_other_without_a_terminal(checkout):
     flags = ("--tokens", 30, "--prompt", "The dog", "--seed", 3)
     shown = sample(checkout, "runs/a", "runs/b", *flags).stdout
     alone = [sample(checkout, run, *flags).stdout for run in ("runs/a", "runs/b")]
@@ -109,10 +109,10 @@ def test_a_piped_chat_gives_the_continuations_and_nothing_else(checkout):
     typed = "/temperature 0\nThe dog\n"
     done = sample(checkout, "runs/a", "--chat", "--tokens", 10, input=typed)
     whole = sample(checkout, "runs/a", "--prompt", "The dog", "--tokens", 20, "--temperature", 0).stdout
-    told = done.stdout.rstrip("\n")
+    text = done.stdout.rstrip("\n")
     assert (done.returncode, done.stderr) == (0, "")
-    assert told
-    assert whole.startswith("The dog" + told)
+    assert text
+    assert whole.startswith("The dog" + text)
 
 
 def test_commands_of_a_chat(checkout):
@@ -122,11 +122,11 @@ def test_commands_of_a_chat(checkout):
     assert done.returncode == 0
     assert done.stdout.startswith(same.rstrip("\n"))
     assert done.stdout != same
-    assert "takes a number from 0" in done.stderr
+    assert "needs a number of at least 0" in done.stderr
     assert "/new /retry /temperature" in done.stderr
 
 
-def test_a_chat_on_a_terminal_tells_its_commands_and_ends_with_ctrl_d(checkout):
+def test_a_chat_on_a_terminal_shows_its_commands_and_ends_with_ctrl_d(checkout):
     shown = on_a_terminal(checkout, 120, "runs/a", "--chat", "--tokens", 5, typed=("The cat\n", "\x04"))
     assert shown.count("> ") == 2
     assert "/new /retry /temperature" in shown
@@ -171,7 +171,7 @@ def test_an_exported_model_answers_as_the_run_does_from_its_folder_alone(checkou
         last = [run.model(tokens[:, end - CONTEXT : end])[:, -1:] for end in range(71, 81)]
     assert np.array_equal(got["whole"], expected)
     assert np.allclose(got["short"], expected[:, :20], atol=1e-5)
-    assert np.allclose(got["told"], np.concatenate(last, axis=1), atol=1e-5)
+    assert np.allclose(got["text"], np.concatenate(last, axis=1), atol=1e-5)
 
 
 def test_an_export_tells_what_it_is(checkout, exported):
@@ -188,23 +188,23 @@ def test_an_export_tells_what_it_is(checkout, exported):
 
 def test_the_readmes_program_writes_what_sample_writes(checkout, exported):
     program = (exported / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    told = subprocess.run([sys.executable, "-c", program], cwd=exported, capture_output=True, text=True)
+    text = subprocess.run([sys.executable, "-c", program], cwd=exported, capture_output=True, text=True)
     expected = sample(checkout, "runs/a", "--tokens", 100, "--temperature", 0).stdout
-    assert told.returncode == 0, told.stderr
-    assert told.stdout == expected
+    assert text.returncode == 0, text.stderr
+    assert text.stdout == expected
 
 
 def test_a_folder_that_is_there_is_not_written_to(checkout, exported):
     before = sorted(exported.iterdir())
     done = sample(checkout, "runs/a", "--export", exported)
-    assert f"error: {exported} is there already; name a new folder" in done.stderr
+    assert f"error: {exported} already exists; choose a new folder" in done.stderr
     assert sorted(exported.iterdir()) == before
 
 
 @pytest.mark.parametrize("size", [256, 300])
 def test_other_tools_read_the_tokenizer(tmp_path, size):
     tokenizer = train_tokenizer(iter(documents(50)), size)
-    (tmp_path / "tokenizer.json").write_text(for_others(tokenizer))
+    (tmp_path / "tokenizer.json").write_text(portable_tokenizer(tokenizer))
     other = Tokenizer.load(tmp_path / "tokenizer.json").inner
     for text in ("Once upon a time", "Ünder 12 naïve\n\n  dogs' 🐶"):
         assert other.encode(text).ids == tokenizer.encode([text])[0].tolist()
@@ -214,9 +214,9 @@ def test_other_tools_read_the_tokenizer(tmp_path, size):
 def test_mlx_lm_generates_what_sample_does(checkout, exported):
     mlx_lm = pytest.importorskip("mlx_lm", reason="mlx-lm is not installed; the export is tested without it")
     model, tokenizer = mlx_lm.load(str(exported), trust_remote_code=True)
-    told = mlx_lm.generate(model, tokenizer, "Once upon a time", max_tokens=50)
+    text = mlx_lm.generate(model, tokenizer, "Once upon a time", max_tokens=50)
     expected = sample(checkout, "runs/a", "--tokens", 50, "--temperature", 0).stdout
-    assert expected.removeprefix("Once upon a time").removeprefix(" ") == f"{told}\n"  # mlx-lm drops a first space
+    assert expected.removeprefix("Once upon a time").removeprefix(" ") == f"{text}\n"  # mlx-lm drops a first space
 
 
 # ---- clean
@@ -234,8 +234,8 @@ def test_of_the_users_runs_the_newest_the_best_and_the_latest_stay_whole(checkou
     (runs / "copy2" / "notes.md").write_text("the user's")
     made = checkout.python("prepare.py", "clean", "--runs").stdout
     assert sum("(kept: " in line for line in made.splitlines()) == 8
-    told = checkout.python("prepare.py", "clean", "--runs", "--yes").stdout.splitlines()[-1]
-    assert told.startswith("removed 2, ")
+    text = checkout.python("prepare.py", "clean", "--runs", "--yes").stdout.splitlines()[-1]
+    assert text.startswith("removed 2, ")
     gone = {
         path.parent.name for path in runs.glob("*/train.py") if not (path.parent / "checkpoint.safetensors").exists()
     }
