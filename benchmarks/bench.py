@@ -1,19 +1,20 @@
-"""What training costs here and beside what: one table, and one JSON to compare with another day's.
+"""Benchmarks of training on this machine: a table, and a JSON file to compare with other days.
 
     python benchmarks/bench.py [step cost loader prepare run night] [--rounds N] [--torch-python PATH] [--out DIR]
 
 step     a training step of the tinystories model (vocabulary 4,096, 4 layers, 256 wide, 2^14 tokens), on a CPU with one
-         process and with two, in turn with the plain MLX step and with PyTorch, all warm, the order of the kinds drawn
-         anew each round: medians over rounds of each round's ratio to the faster of ours, which is what fitting takes;
-         where the time of our step in one process goes, against the matmul peak
+         process and with two, compared with the plain MLX step and with PyTorch; all are warm, in random order in each
+         round. Reports the median over rounds of the ratio to our faster step, which is the one that fitting
+         chooses, and the parts of our step in one process, against the matmul peak
 cost     tokens/s and memory as depth, vocabulary and context grow, one at a time, from this machine's tier
-loader   rows of training text for one step, as a share of the step of this machine's tier
+loader   time to load the text of one step, as a share of the step, with this machine's tier
 prepare  tokenizer and shards of stories, MB/s
-run      a whole run of this machine's tier: start-up, scoring as a share of five minutes, and the share of the loop's
-         time that is outside the step
-night    what the loop spends between the end of one training and the start of the next, agent's thinking excluded
+run      a complete run with this machine's tier: start-up time, scoring as a share of five minutes, and the share of
+         the training loop that is outside the step
+night    overhead of the loop between the end of one training and the start of the next, without the agent's time
 
-Writes benchmarks/out/bench.json. Other programs disturb it: look at `spread`, the interquartile range over the median.
+Writes benchmarks/out/bench.json. Other programs disturb the results: check `spread`, the interquartile range over the
+median.
 """
 
 import argparse
@@ -37,20 +38,20 @@ from lab.files import write_atomic  # noqa: E402
 
 MODEL = {"depth": 4, "width": 256, "head_dim": 64, "softcap": 15.0, "window": "L", "dtype": "float32"}
 PRESET = MODEL | {"vocab": 4096, "sequence_length": 256, "rows": 8, "tokens_per_step": 2**14}
-STORIES = 12_000  # of text for the measurements that need some, about 10 MB
-STEPS = 40  # of a whole run
+STORIES = 12_000  # number of stories for measurements that need text, about 10 MB
+STEPS = 40  # of a complete run
 BUDGET = 300.0  # seconds of training
 
 
 class Stepper:
-    """benchmarks/stepper.py: a warm training step in its own process."""
+    """benchmarks/stepper.py: a warm training step in a separate process."""
 
     def __init__(self, kind: str, settings: dict[str, Any], python: str = sys.executable):
         command = [python, str(ROOT / "benchmarks" / "stepper.py"), kind, json.dumps(settings)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", errors="replace"
         )
-        self.kind, self.told = kind, self._answer()
+        self.kind, self.info = kind, self._answer()
 
     def take(self, steps: int, part: str = "") -> list[float]:
         """Seconds of each of these steps."""
@@ -63,7 +64,7 @@ class Stepper:
     def _answer(self) -> dict[str, Any]:
         line = self.process.stdout.readline()
         if not line:
-            raise UserError(f"the {self.kind} stepper ended with status {self.process.wait()}; its message is above")
+            raise UserError(f"the {self.kind} stepper failed with status {self.process.wait()}; see its message above")
         return json.loads(line)
 
     def close(self) -> None:
@@ -83,21 +84,21 @@ def step(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     kinds = {"ours": sys.executable, "ours-2": sys.executable, "plain": sys.executable}
     if facts["backend"] == "metal" or facts["cpu_cores"] < 2:
         del kinds["ours-2"]
-    asked = subprocess.run(
+    probe = subprocess.run(
         [options.torch_python, "-c", HAS_BFLOAT16], capture_output=True, encoding="utf-8", errors="replace"
     )
-    if asked.returncode:
-        print("torch is not installed: no comparison with it (pip install torch, or --torch-python PATH)")
+    if probe.returncode:
+        print("skipping torch: it is not installed (pip install torch, or --torch-python PATH)")
     else:
         kinds["torch"] = options.torch_python
-        if asked.stdout.strip() == "True":
+        if probe.stdout.strip() == "True":
             kinds["torch-bf16"] = options.torch_python
         else:
-            print("no comparison with torch in bfloat16: this processor has none, a step takes minutes")
-    batches = {"torch": {"rows": 64}, "torch-bf16": {"rows": 64}}  # what is fastest for each
+            print("skipping torch in bfloat16: this processor does not support it, and a step takes minutes")
+    batches = {"torch": {"rows": 64}, "torch-bf16": {"rows": 64}}  # the fastest for each
     steppers = [Stepper(kind, PRESET | batches.get(kind, {}), python) for kind, python in kinds.items()]
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
-    parts: dict[str, list[float]] = {part: [] for part in steppers[0].told["parts"]}
+    parts: dict[str, list[float]] = {part: [] for part in steppers[0].info["parts"]}
     for _ in range(options.rounds):
         for one in random.sample(steppers, len(steppers)):
             seconds[one.kind] += one.take(1)
@@ -106,7 +107,7 @@ def step(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     memory = {one.kind: round(one.peak_memory_mb) for one in steppers}
     for one in steppers:
         one.close()
-    return _step_report(seconds, parts, memory, steppers[0].told["flops_per_token"])
+    return _step_report(seconds, parts, memory, steppers[0].info["flops_per_token"])
 
 
 def _step_report(seconds: dict, parts: dict, memory: dict, flops_per_token: float) -> dict[str, Any]:
@@ -141,7 +142,7 @@ def cost(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     preset, _ = adapt(load("tinystories"), hardware.hardware())
     start = preset.settings() | {"vocab": preset.tokenizer.vocab_size}
-    found = {}
+    measured = {}
     for key, values in GROWTH.items():
         for value in values:
             rows = (
@@ -149,9 +150,9 @@ def cost(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             )
             one = Stepper("ours", start | {key: value, "rows": rows})
             rate = start["tokens_per_step"] / median(one.take(2 * options.rounds))
-            found[f"{key} {value}"] = f"{rate:10,.0f} tokens/s {one.peak_memory_mb:8,.0f} MB"
+            measured[f"{key} {value}"] = f"{rate:10,.0f} tokens/s {one.peak_memory_mb:8,.0f} MB"
             one.close()
-    return found
+    return measured
 
 
 def stories(folder: Path) -> Path:
@@ -164,7 +165,7 @@ def stories(folder: Path) -> Path:
 
 
 def _prepared(folder: Path) -> dict[str, str]:
-    """The environment in which the tinystories preset, with this machine's tier, is prepared from stories."""
+    """The environment with the tinystories preset prepared from stories, with this machine's tier."""
     env = os.environ | {"AUTORESEARCH_CACHE": str(folder / "cache")}
     if not (folder / "cache" / "current.json").is_file():
         command = [sys.executable, "prepare.py", "--no-fit", "--preset", "tinystories", "--files", str(stories(folder))]
@@ -204,8 +205,8 @@ def loader(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {"seconds_per_step": sum(seconds) / len(seconds), "step_seconds": taken, "share": sum(seconds) / 500 / taken}
 
 
-# Wraps the step so that it also evaluates, and tells how much of the loop's time was not spent in it: an upper bound,
-# since in a real run the next batch is made while the device works.
+# Wraps the step so that it also evaluates, and prints the share of the loop's time outside it: an upper bound, since in
+# a real run the next batch is prepared while the device works.
 TIMED = """
 import time
 inside, moments = [], []
@@ -257,7 +258,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def night(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Three experiments of the search in a copy of this checkout; a run's record ends where its score does."""
+    """Three experiments of the search in a clone of this checkout."""
     env, clone, minutes = _prepared(folder), folder / "clone", 0.1
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     command = [sys.executable, "agent_loop.py", "run", "--agent", "search", "--tag", "bench", "--rigor", "none"]
@@ -276,7 +277,7 @@ MEASURES = {"step": step, "cost": cost, "loader": loader, "prepare": prepare, "r
 
 
 def keys(report: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """The figures to watch, under names that stay."""
+    """The most important figures, under stable names."""
     named = {
         "step.torch_ratio": ("step", "torch_ratio"),
         "step.plain_ratio": ("step", "plain_ratio"),
@@ -299,13 +300,13 @@ def table(report: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("measures", nargs="*", metavar="MEASURE", help=f"of: {', '.join(MEASURES)} (default: all)")
-    parser.add_argument("--rounds", type=int, default=5, help="repeats of each measurement (default %(default)s)")
-    parser.add_argument("--torch-python", default=sys.executable, help="Python that has torch (default: this one)")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "out", help="folder of bench.json")
+    parser.add_argument("measures", nargs="*", metavar="MEASURE", help=f"one of {', '.join(MEASURES)} (default: all)")
+    parser.add_argument("--rounds", type=int, default=5, help="repetitions of each measurement (default %(default)s)")
+    parser.add_argument("--torch-python", default=sys.executable, help="Python with torch (default: this one)")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "out", help="folder for bench.json")
     options = parser.parse_args()
     if unknown := [m for m in options.measures if m not in MEASURES]:
-        raise UserError(f"there is no measure {unknown[0]!r}; choose of: {', '.join(MEASURES)}")
+        raise UserError(f"there is no measure {unknown[0]!r}; choose from {', '.join(MEASURES)}")
     if options.rounds < 2:
         raise UserError("--rounds must be at least 2")
     folder, report = Path(tempfile.mkdtemp(prefix="bench-")), {}

@@ -2,11 +2,11 @@
 
     python benchmarks/kills.py [--kills 20] [--seed N]
 
-A tiny model trains in a fresh clone with real git and the real sandbox; at random moments one of the three is killed,
-the loop is started again when it died, until each was killed so often. Then the night is finished and checked: events
-numbered without gaps, no run recorded twice, none without its result, branch and journal on the same commit,
-results.tsv with every experiment, the user's checkout as it was, no process left. Linux; about four minutes. Writes
-benchmarks/out/kills.json.
+A tiny model trains in a fresh clone with real git and the real sandbox. At random moments one of the three is killed,
+and the loop is restarted if it died, until each was killed the given number of times. Then the night is finished and
+checked: events are numbered without gaps, every run is recorded once and has its result, branch and journal are on the
+same commit, results.tsv has every experiment, the user's checkout is unchanged, and no process is left. Linux only;
+about four minutes. Writes benchmarks/out/kills.json.
 """
 
 import argparse
@@ -31,25 +31,25 @@ MARKS = {"loop": "agent_loop.py run", "child": "train.py --run-dir", "scorer": "
 
 
 def processes(folder: Path) -> dict[int, str]:
-    """Command lines of the processes that name the clone."""
-    found = {}
+    """Process ids and command lines of the processes that belong to the clone."""
+    lines = {}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
         if str(folder) in line or "agent_loop.py run --agent search --tag kills" in line:
-            found[int(path.parent.name)] = line
-    return found
+            lines[int(path.parent.name)] = line
+    return lines
 
 
 def victims(folder: Path, who: str) -> list[int]:
-    """Who of this kind is alive now."""
+    """The running processes of this kind."""
     return [pid for pid, line in processes(folder).items() if MARKS[who] in line]
 
 
 def kill_night(checkout: Checkout, kills: int, draw: random.Random) -> dict[str, int]:
-    """Run the night until everybody was killed `kills` times; how often the loop had to be started."""
+    """Run the night until each was killed `kills` times, and return how often the loop was started."""
     flags = ("run", "--agent", "search", "--tag", "kills", "--minutes", MINUTES, "--rigor", "none")
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
     left, starts, loop = dict.fromkeys(MARKS, kills), 0, None
@@ -60,13 +60,13 @@ def kill_night(checkout: Checkout, kills: int, draw: random.Random) -> dict[str,
         who = draw.choice([name for name, number in left.items() if number])
         time.sleep(draw.uniform(0, 3))
         until = time.monotonic() + 20
-        while not (found := victims(checkout.folder, who)) and time.monotonic() < until and loop.poll() is None:
+        while not (pids := victims(checkout.folder, who)) and time.monotonic() < until and loop.poll() is None:
             time.sleep(0.01)
-        if not found:
+        if not pids:
             continue
         time.sleep(draw.uniform(0, 0.5))
         try:
-            os.kill(draw.choice(found), signal.SIGKILL)
+            os.kill(draw.choice(pids), signal.SIGKILL)
         except ProcessLookupError:
             continue
         left[who] -= 1
@@ -77,7 +77,7 @@ def kill_night(checkout: Checkout, kills: int, draw: random.Random) -> dict[str,
 
 
 def verify(checkout: Checkout) -> dict[str, int]:
-    """Finish the night and check it. AssertionError names what is broken."""
+    """Finish the night and check it. Raises AssertionError with what is wrong."""
     checkout.python(
         "agent_loop.py", "run", "--agent", "search", "--tag", "kills", "--minutes", MINUTES, "--rigor", "none",
         "--max-experiments", 0,
@@ -95,7 +95,7 @@ def verify(checkout: Checkout) -> dict[str, int]:
     assert journal.state.pending is None
     assert checkout.git("rev-parse", "autoresearch/kills") == journal.state.head(), "branch and journal disagree"
     rows = (journal.folder / "results.tsv").read_text(encoding="utf-8").splitlines()
-    assert len(rows) == 1 + len(journal.state.experiments), "results.tsv has not every experiment once"
+    assert len(rows) == 1 + len(journal.state.experiments), "results.tsv does not have every experiment once"
     assert checkout.git("status", "--porcelain") == "", "the user's checkout changed"
     assert checkout.git("rev-list", "--count", "main") == "1"
     time.sleep(1)
@@ -106,17 +106,17 @@ def verify(checkout: Checkout) -> dict[str, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--kills", type=int, default=20, help="of each (default %(default)s)")
+    parser.add_argument("--kills", type=int, default=20, help="kills of each (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         checkout = Checkout(Path(folder))
-        told = kill_night(checkout, options.kills, random.Random(options.seed))
-        told |= {"kills": options.kills} | verify(checkout)
+        report = kill_night(checkout, options.kills, random.Random(options.seed))
+        report |= {"kills": options.kills} | verify(checkout)
     out = ROOT / "benchmarks" / "out" / "kills.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    print(f"sound after {options.kills} kills of each: {told}")
+    out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(f"no damage after {options.kills} kills of each: {report}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""A training step in a process of its own, taken when asked: so that several kinds can be timed in turn, all warm.
+"""Run training steps on request in a separate process, so that several kinds can be timed in turn, all warm.
 
     python benchmarks/stepper.py KIND SETTINGS      KIND: ours, ours-2, plain, torch, torch-bf16; SETTINGS: JSON
 
-For every line `N` on standard input it takes N steps, for `N PART` that part of N steps, and prints their `seconds`
-and the `peak_memory_mb` of its processes so far as JSON. `ours-2` is two processes that train as one. `plain` is
-train.py as it was before lab/training/kernels.py: MLX's own operations, glibc and BLAS threads as they are by default.
+For each line `N` on standard input it runs N steps, for `N PART` that part of N steps, and prints their `seconds` and
+the `peak_memory_mb` of its processes so far as JSON. `ours-2` is two processes that train together. `plain` is train.py
+without lab/training/kernels.py: MLX's operations, with glibc and BLAS threads at their defaults.
 """
 
 import ctypes
@@ -22,11 +22,11 @@ sys.path.insert(0, str(ROOT))
 
 from lab.training import parallel  # noqa: E402
 
-ORDERS = "AUTORESEARCH_STEPPER_ORDERS"  # a pipe through which rank 0 passes on what it is asked
+ORDERS = "AUTORESEARCH_STEPPER_ORDERS"  # a pipe through which rank 0 forwards the requests
 
 
 def ours(settings: dict):
-    """(step, parts, FLOPs of a token) of train.py on random tokens: the parts' times explain the step's."""
+    """(step, parts of the step, FLOPs per token) of train.py on random tokens."""
     experiment, mx = _experiment(settings)
     vocab, rows, length = settings["vocab"], settings["rows"], settings["sequence_length"]
     mx.random.seed(0)
@@ -62,7 +62,7 @@ def ours(settings: dict):
 
 
 def _experiment(settings: dict):
-    """train.py with these sizes as its preset's."""
+    """train.py, with these sizes in its preset."""
     from lab.preset import load, to_dict
 
     preset = to_dict(load("tinystories"))
@@ -100,9 +100,9 @@ def plain(settings: dict):
     return ours(settings)
 
 
-def asked() -> Iterator[tuple[int, str]]:
-    """Steps to take and the part of them, "" for all: each line of standard input, which rank 0 passes on. A rank that
-    waited in the ring instead would keep a core busy while other kinds are timed."""
+def requests() -> Iterator[tuple[int, str]]:
+    """(steps, part) of each line of standard input, part "" for the complete step. Rank 0 forwards the lines: a rank
+    that waited in the ring instead would keep a core busy while other kinds are timed."""
     pipe = open(os.environ[ORDERS], "r" if parallel.rank() else "w", encoding="utf-8") if parallel.launched() else None  # noqa: SIM115
     for line in pipe if parallel.rank() else sys.stdin:
         if pipe and parallel.rank() == 0:
@@ -112,8 +112,8 @@ def asked() -> Iterator[tuple[int, str]]:
 
 
 def serve(step, parts: dict) -> None:
-    """Answer lines `N` or `N part` with the seconds of N steps."""
-    for count, part in asked():
+    """Answer each line `N` or `N PART` with the seconds of N steps."""
+    for count, part in requests():
         seconds = []
         for _ in range(count):
             begun = time.perf_counter()

@@ -1,12 +1,12 @@
-"""The scaling rule of lab/machine/fit.py: real trainings of many sizes, the rule fitted to them, and a plot.
+"""Measure the scaling rule of lab/machine/fit.py: train models of many sizes, fit the rule to them, and plot it.
 
     python prepare.py --preset tinystories --no-fit [--files ...]
-    python benchmarks/sweep.py [--jobs 2]        an hour on two cores; goes on where it was interrupted
+    python benchmarks/sweep.py [--jobs 2]        an hour on two cores; resumes after an interruption
 
-Every run is train.py for a number of steps, which do not double, so its result does not depend on how busy the machine
-is. After a change of train.py remove docs/scaling.csv first: runs of unlike code make no rule. Runs go to
-docs/scaling.csv as they end; the rule is fitted to those with the tier's batch and rate, printed as constants for
-lab/machine/fit.py, and drawn in docs/scaling.png.
+Every run is train.py for a fixed number of steps without doubling, so its result does not depend on how busy the
+machine is. After a change of train.py remove docs/scaling.csv first: runs of different code do not form one rule. Runs
+are added to docs/scaling.csv as they end. The rule is fitted to those with the tier's batch and rate, printed as
+constants for lab/machine/fit.py, and plotted in docs/scaling.png.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from lab.training.run import recorded  # noqa: E402
 TABLE, PLOT = ROOT / "docs" / "scaling.csv", ROOT / "docs" / "scaling.png"
 SIZES = ((2, 64), (4, 64), (2, 128), (4, 128), (6, 128), (2, 192), (4, 192), (2, 256))  # depth, width
 STEPS = (150, 300, 600, 1200)
-LARGE = 6e8  # parameters times steps: what is above is left out, it would take too long
+LARGE = 6e8  # parameters times steps; larger runs are left out, as they would take too long
 COLUMNS = ("depth", "width", "tokens_per_step", "matrix_lr", "steps", "tokens", "val_bpb")
 
 
@@ -55,7 +55,7 @@ def done() -> list[dict]:
 
 
 def train(run: dict, record: dict, core: int | None) -> None:
-    """One row of the table."""
+    """Train once and append a row to the table."""
     preset = json.loads(json.dumps(record["preset"]))
     preset["model"] |= {"depth": run["depth"], "width": run["width"]}
     rows = min(preset["batch"]["rows"], run["tokens_per_step"] // preset["task"]["sequence_length"])
@@ -77,18 +77,18 @@ def train(run: dict, record: dict, core: int | None) -> None:
 
 
 def rule(rows: list[dict]) -> tuple[dict[str, float], float]:
-    """Constants of lab.machine.fit.predicted_bpb by least squares, and the root mean square of what is left, in bpb.
+    """Constants of lab.machine.fit.predicted_bpb by least squares, and the root mean square of the residuals, in bpb.
 
     FLOOR, ALPHA and BETA by grid, A and B in closed form, neither below 0."""
     sizes = np.array([block_parameters(row["depth"], row["width"]) for row in rows])
-    tokens, found = np.array([row["tokens"] for row in rows]), np.array([row["val_bpb"] for row in rows])
+    tokens, losses = np.array([row["tokens"] for row in rows]), np.array([row["val_bpb"] for row in rows])
     best = (np.inf, {})
-    for floor in np.arange(0.0, found.min(), 0.05):
+    for floor in np.arange(0.0, losses.min(), 0.05):
         for alpha in np.arange(0.05, 1.01, 0.05):
             for beta in np.arange(0.05, 1.01, 0.05):
                 terms = np.stack([sizes**-alpha, tokens**-beta], axis=1)
-                (a, b), *_ = np.linalg.lstsq(terms, found - floor, rcond=None)
-                left = float(np.mean((terms @ (a, b) + floor - found) ** 2))
+                (a, b), *_ = np.linalg.lstsq(terms, losses - floor, rcond=None)
+                left = float(np.mean((terms @ (a, b) + floor - losses) ** 2))
                 if left < best[0] and a > 0 and b > 0:
                     best = (left, {"FLOOR": floor, "A": a, "ALPHA": alpha, "B": b, "BETA": beta})
     return {name: float(f"{value:.4g}") for name, value in best[1].items()}, best[0] ** 0.5
@@ -115,16 +115,16 @@ def draw(rows: list[dict]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each bound to a core (Linux; default 1)")
-    parser.add_argument("--fit-only", action="store_true", help="no runs: the rule and the plot from the table")
+    parser.add_argument("--jobs", type=int, default=1, help="parallel runs, each bound to a core (Linux; default 1)")
+    parser.add_argument("--fit-only", action="store_true", help="do not train; only fit the rule and plot it")
     options = parser.parse_args()
     if not options.fit_only:
         if not (record := recorded()):
-            raise UserError("nothing is prepared; python prepare.py --preset tinystories --no-fit")
+            raise UserError("nothing is prepared; run: python prepare.py --preset tinystories --no-fit")
         if not TABLE.is_file():
             TABLE.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
-        had = [tuple(row[name] for name in COLUMNS[:5]) for row in done()]
-        runs = [run for run in plan(record["preset"]) if tuple(run[name] for name in COLUMNS[:5]) not in had]
+        finished = [tuple(row[name] for name in COLUMNS[:5]) for row in done()]
+        runs = [run for run in plan(record["preset"]) if tuple(run[name] for name in COLUMNS[:5]) not in finished]
         cores: SimpleQueue[int | None] = SimpleQueue()
         for core in range(options.jobs):
             cores.put(core if options.jobs > 1 else None)
@@ -141,7 +141,9 @@ def main() -> None:
     usual = max(rows := done(), key=lambda row: [r["matrix_lr"] for r in rows].count(row["matrix_lr"]))
     same = [r for r in rows if all(r[name] == usual[name] for name in ("matrix_lr", "tokens_per_step"))]
     constants, left = rule(same)
-    print(f"{len(same)} runs: " + ", ".join(f"{k} = {v}" for k, v in constants.items()) + f"; rms left {left:.4f} bpb")
+    print(
+        f"{len(same)} runs: " + ", ".join(f"{k} = {v}" for k, v in constants.items()) + f"; rms residual {left:.4f} bpb"
+    )
     draw(same)
 
 

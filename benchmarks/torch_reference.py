@@ -1,5 +1,5 @@
-"""The model of train.py in plain PyTorch, for a comparison of speed only: the same layers, sizes and optimizers,
-written as PyTorch users write it (its Muon multiplies long matrices in full). Needs torch, which the project does not.
+"""The model of train.py in plain PyTorch, to compare speed only: the same layers, sizes and optimizers, in ordinary
+PyTorch (its Muon multiplies long matrices in full). Needs torch, which the project does not install.
 """
 
 import torch
@@ -50,7 +50,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """tokens and targets (B, T) to the mean cross-entropy in nats."""
+    """Tokens and targets (B, T) to the mean cross-entropy in nats."""
 
     def __init__(self, vocab: int, depth: int, width: int, head_dim: int, length: int, softcap: float):
         super().__init__()
@@ -114,7 +114,7 @@ class Muon:
 
 
 def stepper(settings: dict, autocast: bool):
-    """A function that takes one training step on random tokens and returns its loss."""
+    """A function that runs one training step on random tokens and returns its loss."""
     torch.manual_seed(0)
     model = GPT(*(settings[key] for key in ("vocab", "depth", "width", "head_dim", "sequence_length", "softcap")))
     matrices = [p for block in model.blocks for p in block.parameters()]

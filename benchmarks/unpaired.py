@@ -1,4 +1,4 @@
-"""The verdict that the paired one replaced, its yardstick: means of unpaired runs against one noise of the night."""
+"""The earlier verdict, for comparison: means of unpaired runs against one noise estimate for the night."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,10 +11,10 @@ from lab.loop.verdict import student
 BAR = 1.93  # standard normal quantile that a gain must pass; one-sided 2.7 % a look, under 5 % over all
 FLOOR = 5  # incumbent runs below which its mean is not trusted near the bar
 EARLY = 1.5  # factor on the bar while the incumbent has fewer than FLOOR runs
-WIDE = 1.0  # t up to which an incumbent with fewer than FLOOR runs may be the lucky one
-HOPELESS = 0.8  # -t below which a candidate with all its runs is given up
-CANDIDATE_RUNS = 3  # at most; also the runs a near miss has had
-INCUMBENT_RUNS = 14  # at most, over all comparisons it is in
+WIDE = 1.0  # t up to which an incumbent with fewer than FLOOR runs may have been lucky
+HOPELESS = 0.8  # -t below which a candidate with all its runs is discarded
+CANDIDATE_RUNS = 3  # at most; a near miss has all of them
+INCUMBENT_RUNS = 14  # at most, over all its comparisons
 BASELINE_RUNS = 2  # with different seeds, before the first proposal
 PRIOR_SHARE = 0.01  # prior sigma over val_bpb; 30 seeds on one GPU had 0.9 %, runs on a Mac 2.5 %
 PRIOR_DF = 1  # weight of the prior in degrees of freedom: outweighed by the second replicate
@@ -46,7 +46,7 @@ class Noise:
 
     @property
     def bar(self) -> float:
-        """BAR as a quantile of Student's t with the degrees of freedom at hand."""
+        """BAR as a quantile of Student's t with the current degrees of freedom."""
         return student(BAR, PRIOR_DF + self.df)
 
 

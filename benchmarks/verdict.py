@@ -1,19 +1,20 @@
-"""What the verdict is worth: simulated nights under the paired rule, under the one before it and under upstream's.
+"""Error rates of the verdict: simulated nights with the paired rule, the rule before it and upstream's.
 
     python benchmarks/verdict.py [--nights N] [--seed N] [--out DIR]
 
-A run of five and a half minutes gives the code's value, its seed's (sd 0.0073), noise (so that a pair's difference has
-sd 0.0018) and what the machine's pace does to it (-0.064 times its logarithm). The rules see the same machine: pace is
-steady; sags to 70 % within 20 minutes and stays there; swings between 60 and 100 % in the first hour; or loses up to a
-tenth to bursts of seconds. The paired rule is told each run's pace with an error of 0.5 %, the others are not. Kinds:
-  first        one proposal after the baseline: share kept where it changes nothing, where it gains 0.0025 (a third
-               of a seed's sd) and where it gains 0.0146 (two of them);
-  A/A          nights of 200 proposals that change nothing: share kept, runs a proposal, those of the baseline left out;
-  night        nights of 100 proposals of which one in ten gains 0.0025: shares kept, runs a gain kept, and how the
-               night's own figure for the gain compares with the true one;
-  three        nights of three proposals, whose end is known to the rule: share kept, runs in all.
-Writes verdict.json (`aa`, `power`, `null`: the worst over the machines, and the same below `old`), and verdict.png if
-matplotlib is there. N nights of each kind in the night, ten times as many first proposals.
+The result of a run of five and a half minutes is the value of the code, plus the effect of the seed (sd 0.0073), noise
+(so that a pair's difference has sd 0.0018) and the effect of the machine's pace (-0.064 times its logarithm). All rules
+run on the same machines, whose pace is steady; sags to 70 % within 20 minutes and stays there; swings between 60 and
+100 % in the first hour; or loses up to a tenth to bursts of seconds. Only the paired rule uses the pace, known with an
+error of 0.5 %. Kinds of night:
+  first        one proposal after the baseline: share kept if it changes nothing, if it gains 0.0025 (a third of a
+               seed's sd) and if it gains 0.0146 (two of them);
+  A/A          nights of 200 proposals that change nothing: share kept, runs per proposal without the baseline's;
+  night        nights of 100 proposals of which one in ten gains 0.0025: shares kept, runs per kept gain, and the gain
+               that the night reports against the true one;
+  three        nights of three proposals, a number that the rule knows: share kept, runs in total.
+Writes verdict.json (`aa`, `power`, `null`: the worst of the machines, and the same under `old`), and verdict.png if
+matplotlib is installed. N is the number of nights of each kind; there are ten times as many first proposals.
 """
 
 import argparse
@@ -41,7 +42,7 @@ SLOPE = -0.064  # val_bpb on the logarithm of tokens, measured
 PACE_ERROR = 0.005  # sd of the logarithm of a measured pace
 RUN_MINUTES = 5.5
 GAIN, LARGE = 0.0025, 0.0146  # bits per byte
-MACHINES: dict[str, Callable[[float, random.Random], float]] = {  # logarithm of the pace after so many minutes
+MACHINES: dict[str, Callable[[float, random.Random], float]] = {  # logarithm of the pace after these minutes
     "steady": lambda minutes, rng: 0.0,
     "sags": lambda minutes, rng: log(1 - 0.3 * min(1.0, minutes / 20)) + rng.gauss(0, 0.01),
     "first hour": lambda minutes, rng: log(rng.uniform(0.6, 1.0)) if minutes < 60 else 0.0,
@@ -54,11 +55,11 @@ class Experiment:
     """A proposal, or the baseline."""
 
     id: int
-    true: float  # val_bpb beyond the baseline's
+    true: float  # true val_bpb minus the baseline's
     parent: int | None = None
     runs: list[Run] = field(default_factory=list)
     selected: int = 0
-    level: float = 0.0  # what the rule says of `true`
+    level: float = 0.0  # estimate of `true` by the rule
 
     @property
     def code(self) -> Code:
@@ -90,7 +91,7 @@ class Night:
         return None if self.proposals is None else self.proposals + 1 - len(self.experiments)
 
     def propose(self, effect: float) -> tuple[bool, int]:
-        """Judge a change with this effect (the first is the baseline): whether it is kept, and its runs."""
+        """Judge a change with this effect (the first is the baseline). Returns whether it is kept, and its runs."""
         best, before = self.incumbent, self.runs
         new = Experiment(len(self.experiments), (best.true if best else 0.0) + effect)
         self.experiments.append(new)
@@ -106,18 +107,18 @@ class Night:
         others = [e for e in self.kept if e is not best]
         others += [e for e in self.experiments if e not in self.kept and e is not new and len(e.runs) > 1][-TEACHERS:]
         while True:
-            found = decide(
+            decision = decide(
                 new.code, best and best.code, [e.code for e in others], new_seed=self.highest + 1, to_come=self.to_come
             )
             if best and new.runs:
-                best.level, new.level = found.standing, found.standing + found.delta
-            if found.verdict != "again":
-                return found.verdict == "keep"
-            self.run(new if found.who == "candidate" else best, found.seed)
+                best.level, new.level = decision.standing, decision.standing + decision.delta
+            if decision.verdict != "again":
+                return decision.verdict == "keep"
+            self.run(new if decision.who == "candidate" else best, decision.seed)
 
 
 class OldNight(Night):
-    """The rule before: means over unpaired runs, seed is the number of the run."""
+    """The earlier rule: means of unpaired runs; the seed is the number of the run."""
 
     noise = unpaired.Noise(unpaired.PRIOR_SHARE * BPB)
 
@@ -128,15 +129,15 @@ class OldNight(Night):
             values = [run.value for run in ran.runs]
             self.noise = self.noise.joined(values[ran.id > 0 : -1], values[-1])
             known = [run.value for run in best.runs] if best else []
-            found = unpaired.decide(known, [run.value for run in new.runs], self.noise, self.to_come)
-            if found.verdict != "again":
+            decision = unpaired.decide(known, [run.value for run in new.runs], self.noise, self.to_come)
+            if decision.verdict != "again":
                 new.level = fmean(run.value for run in new.runs) - fmean(r.value for r in self.experiments[0].runs)
-                return found.verdict == "keep"
-            ran = new if found.who == "candidate" else best
+                return decision.verdict == "keep"
+            ran = new if decision.who == "candidate" else best
 
 
 class UpstreamNight(Night):
-    """Keep what is lower once."""
+    """Upstream's rule: one run each, keep the lower."""
 
     def judge(self, new: Experiment) -> bool:
         self.run(new, 1)
@@ -148,7 +149,7 @@ RULES: dict[str, type[Night]] = {"paired": Night, "old": OldNight, "upstream": U
 
 
 def simulate(rule: str, seed: int, machine: str, effects: list[float], bounded: bool = False) -> tuple[Night, list]:
-    """A night, and (effect, kept, runs) of its proposals."""
+    """A simulated night, and (effect, kept, runs) of its proposals."""
     night = RULES[rule](seed, machine, len(effects) if bounded else None)
     night.propose(0.0)
     return night, [(effect, *night.propose(effect)) for effect in effects]
@@ -160,7 +161,7 @@ def one_in_ten(seed: int, effect: float, count: int = 100) -> list[float]:
 
 
 def share(values: list[bool]) -> dict[str, float]:
-    """Of what is true, with its standard error."""
+    """The share of true values, with its standard error."""
     mean = fmean(values)
     return {"share": round(mean, 4), "error": round(sqrt(mean * (1 - mean) / len(values)), 4)}
 
@@ -208,14 +209,14 @@ def evaluate(rule: str, machine: str, nights: int, seed: int) -> dict[str, Any]:
 
 def worst(by_machine: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Over the machines."""
-    found = list(by_machine.values())
+    figures = list(by_machine.values())
     return {
         "aa": {
-            "first": max(one["first"]["null"]["share"] for one in found),
-            "night": max(one["aa"]["null"]["share"] for one in found),
+            "first": max(one["first"]["null"]["share"] for one in figures),
+            "night": max(one["aa"]["null"]["share"] for one in figures),
         },
-        "power": {"third_sigma": min(one[kind]["gain"]["share"] for one in found for kind in ("first", "night"))},
-        "null": {"runs": max(one["aa"]["runs"] for one in found)},
+        "power": {"third_sigma": min(one[kind]["gain"]["share"] for one in figures for kind in ("first", "night"))},
+        "null": {"runs": max(one["aa"]["runs"] for one in figures)},
     }
 
 
@@ -223,23 +224,23 @@ ROWS = {
     "A/A, first proposal": lambda r: r["first"]["null"]["share"],
     "A/A, night of 200": lambda r: r["aa"]["null"]["share"],
     "A/A, night of three": lambda r: r["three"]["null"]["share"],
-    "A/A, runs a proposal": lambda r: r["aa"]["runs"],
-    "A/A, gain claimed": lambda r: r["aa"]["claimed"],
+    "A/A, runs per proposal": lambda r: r["aa"]["runs"],
+    "A/A, reported gain": lambda r: r["aa"]["claimed"],
     "gain 0.0025 kept, first proposal": lambda r: r["first"]["gain"]["share"],
     "gain 0.0025 kept, in a night": lambda r: r["night"]["gain"]["share"],
     "gain 0.0146 kept, first proposal": lambda r: r["first"]["large"]["share"],
     "no gain kept, in a night": lambda r: r["night"]["null"]["share"],
-    "runs of a change that is none, in a night": lambda r: r["night"]["null_runs"],
-    "runs a gain kept": lambda r: r["night"]["runs_per_gain"],
+    "runs per change without effect, in a night": lambda r: r["night"]["null_runs"],
+    "runs per kept gain": lambda r: r["night"]["runs_per_gain"],
     "night of 100: true gain": lambda r: r["night"]["true"],
-    "night of 100: claimed gain": lambda r: r["night"]["claimed"],
+    "night of 100: reported gain": lambda r: r["night"]["claimed"],
     "night of three: runs, median": lambda r: r["three"]["runs_median"],
     "night of three: runs, 99 %": lambda r: r["three"]["runs_99_percent"],
 }
 
 
 def table(rules: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """Markdown: the figures of every rule on every machine."""
+    """A Markdown table of the figures of every rule on every machine."""
     lines = [f"| | | {' | '.join(MACHINES)} |", f"|---|---|{'---|' * len(MACHINES)}"]
     for name, value in ROWS.items():
         for rule, machines in rules.items():
@@ -265,12 +266,12 @@ def picture(rules: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
         nights = [night for one in machines.values() for night in one["night"]["nights"]]
         axes[2].plot(*zip(*nights, strict=True), ".", alpha=0.3, label=rule)
     axes[0].set_yticks(range(len(shown)), shown)
-    axes[0].set(xlabel="share kept; line: over the machines", xlim=(0, 1))
+    axes[0].set(xlabel="share kept (line: range over the machines)", xlim=(0, 1))
     axes[0].axvline(0.8, color="grey", linewidth=0.8)
     axes[1].set_xticks(range(len(MACHINES)), MACHINES)
-    axes[1].set(ylabel="runs a gain of 0.0025 kept")
+    axes[1].set(ylabel="runs per kept gain of 0.0025")
     axes[2].axline((0, 0), slope=1, color="grey", linewidth=0.8)
-    axes[2].set(xlabel="true gain of a night of 100", ylabel="its own figure")
+    axes[2].set(xlabel="true gain of a night of 100", ylabel="reported gain")
     axes[2].legend(frameon=False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -280,7 +281,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--nights", type=int, default=200, help="nights of each kind (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("out"), help="folder of what is written")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("out"), help="output folder")
     options = parser.parse_args()
     rules = {
         rule: {machine: evaluate(rule, machine, options.nights, options.seed) for machine in MACHINES} for rule in RULES
@@ -292,7 +293,7 @@ def main() -> None:
     try:
         picture(rules, options.out / "verdict.png")
     except ModuleNotFoundError:
-        print("matplotlib is not installed: no picture")
+        print("matplotlib is not installed: no plot")
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ def night(folder: Path, experiments: int) -> None:
             journal.record("proposal", id=number, agent="search", hypothesis=f"idea {number}", **given)
         elif step.action == "run":
             result = train(folder, step.run)
-            told = {"memory_gb": 1.0, "minutes": 5.0, "reason": ""}
-            journal.record("run", id=step.id, who=step.who, run=step.run, seed=step.seed, **result, **told)
+            measured = {"memory_gb": 1.0, "minutes": 5.0, "reason": ""}
+            journal.record("run", id=step.id, who=step.who, run=step.run, seed=step.seed, **result, **measured)
         elif step.action == "judge":
             found = state.judge()
             journal.record("verdict", id=step.id, **vars(found))

@@ -77,11 +77,11 @@ def test_plain_and_ours_learn_the_same():
         "whole, *_ = getattr(stepper, sys.argv[1])(json.loads(sys.argv[2]))\n"
         "print([float(whole()) for _ in range(4)])"
     )
-    told = [
+    printed = [
         subprocess.check_output([sys.executable, "-c", code, kind, json.dumps(TINY)], cwd=ROOT, text=True)
         for kind in ("ours", "plain")
     ]
-    ours, plain = map(json.loads, told)
+    ours, plain = map(json.loads, printed)
     assert ours == pytest.approx(plain, rel=1e-3)
     assert len(set(ours)) == 4
 

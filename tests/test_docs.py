@@ -269,13 +269,13 @@ def event_fields() -> dict[str, set[str]]:
 
 
 def test_every_field_of_the_journal_is_documented(walked):
-    told = event_fields()
+    table = event_fields()
     assert {event: set(fields) for event, fields in FIELDS.items()} == {
-        event: told.get(event, set()) & set(FIELDS[event]) for event in FIELDS
+        event: table.get(event, set()) & set(FIELDS[event]) for event in FIELDS
     }
     explained = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`[\w`, ]+`) \|", LOOP, re.M))))
-    assert set().union(*told.values(), {field.name for field in dataclasses.fields(Condition)}) - explained == set()
+    assert set().union(*table.values(), {field.name for field in dataclasses.fields(Condition)}) - explained == set()
     records = [json.loads(line) for line in walked["journal"].splitlines()]
     assert {record["event"] for record in records} >= {"start", "proposal", "run", "verdict", "kept"}
     for record in records:
-        assert set(record) - told[record["event"]] == {"n", "time", "event"}, record
+        assert set(record) - table[record["event"]] == {"n", "time", "event"}, record

@@ -267,4 +267,4 @@ def test_the_benchmark_writes_its_figures_and_those_of_the_old_rule(tmp_path):
     for figures in (report, report["old"]):
         assert {"first", "night"} == set(figures["aa"])
         assert 0 <= figures["power"]["third_sigma"] <= 1 <= figures["null"]["runs"]
-    assert (tmp_path / "verdict.png").exists() or "no picture" in done.stdout
+    assert (tmp_path / "verdict.png").exists() or "no plot" in done.stdout
