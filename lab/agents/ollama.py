@@ -135,7 +135,7 @@ class Ollama:
         if not installed and self.server.unread:
             raise UserError("; ".join(self.server.unread.values()))
         if not installed:
-            remote = f" of its own ({', '.join(elsewhere)}; use it with --model)" if elsewhere else ""
+            remote = f" that runs locally ({', '.join(elsewhere)}; use it with --model)" if elsewhere else ""
             raise UserError(f"the Ollama server has no model{remote}; run: ollama pull qwen2.5-coder:1.5b")
         fitting = [model for model in installed if model.bytes <= room or not self.server.local]
         if not fitting:

@@ -131,9 +131,9 @@ def branch(folder: Path) -> str:
 
 def repository(checkout: Path) -> Path:
     """The git folder of this checkout, shared by its worktrees. Raises UserError unless `checkout` is the top of a
-    repository with a commit: an unpacked archive, or a copy of a worktree, has no repository of its own."""
+    repository with a commit; an unpacked archive or a copy of a worktree is not."""
     own = checkout / ".git"
-    missing = UserError(f"{checkout} has no git repository of its own, which a night needs; {ADVICE}")
+    missing = UserError(f"{checkout} is not a separate git repository, which a night needs; {ADVICE}")
     at = ("--git-dir=.git", "rev-parse", "--show-toplevel", "--absolute-git-dir", "--git-common-dir")
     try:
         top, folder, common = ((checkout / path).resolve() for path in os.fsdecode(run(checkout, *at)).splitlines())

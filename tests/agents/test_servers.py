@@ -60,7 +60,7 @@ def test_a_model_that_runs_elsewhere_is_asked_only_by_name_and_that_is_said(serv
     server, said = serve(models={name: model} | LOCAL), []
     assert agent_for(server, said).choose().name == "tiny:1b"
     assert not any("are sent to" in line for line in said)
-    with pytest.raises(UserError, match=rf"no model of its own \({name} runs at {host}; .*run: ollama pull"):
+    with pytest.raises(UserError, match=rf"no model that runs locally \({name} runs at {host}; .*run: ollama pull"):
         agent_for(serve(models={name: model})).choose()
     assert agent_for(server, said, model=name).choose().remote == host
     assert f"train.py and the briefing are sent to {host}, where {name} runs" in said

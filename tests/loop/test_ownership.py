@@ -466,7 +466,7 @@ def test_without_a_repository_of_its_own_a_night_is_refused_in_one_line(base, tm
         shutil.copytree(base.folder, at.folder, ignore=shutil.ignore_patterns(".git", "nights"))
     refs, status = base.git("for-each-ref"), git(theirs, "status", "--porcelain")
     line = refusal(at.python(*RESUME, "new", check=False))
-    assert "repository of its own" in line
+    assert "separate git repository" in line
     assert "git clone" in line
     assert not (at.folder / "nights").exists()
     assert base.git("for-each-ref") == refs

@@ -272,6 +272,6 @@ def test_rows_beyond_the_memory_are_refused_before_the_run(prepared, cache, scri
     settings.write_text(json.dumps(record))
     done = script("train.py", "--steps", "1", AUTORESEARCH_SETTINGS=settings)
     assert done.returncode != 0
-    assert f"take at most {int(rows * bound / peak)}" in done.stderr
+    assert f"use at most {int(rows * bound / peak)}" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(Path(record["prepared"]).glob("*.safetensors"))
