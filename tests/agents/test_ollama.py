@@ -200,7 +200,7 @@ def test_a_server_that_restarts_meanwhile_is_waited_for(serve):
     assert agent.propose(briefing(2)).agent == "ollama"
 
 
-def test_a_missing_model_names_the_command_that_mends_it(serve):
+def test_a_missing_model_names_the_command_that_fixes_it(serve):
     with pytest.raises(UserError, match="run: ollama pull llama3"):
         agent_for(serve(), model="llama3").choose()
     with pytest.raises(UserError, match="run: ollama pull"):

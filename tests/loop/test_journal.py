@@ -212,7 +212,7 @@ def test_the_branch_belongs_on_the_candidate_until_it_is_discarded(tmp_path):
 
 
 @pytest.mark.parametrize("cut", [1, 7, 40, -1])
-def test_a_torn_last_line_is_ignored_and_mended(tmp_path, cut):
+def test_a_torn_last_line_is_ignored_and_removed(tmp_path, cut):
     journal = _started(tmp_path)
     whole = journal.path.read_bytes()
     journal.record("note", text="the last words ✓")
