@@ -32,7 +32,7 @@ NIGHT = "MINUTES=0.02 EXPERIMENTS=0 RIGOR=none"  # the baseline alone: test_loop
 DEMO = "make agent PRESET=offline AGENT=search TAG=demo EXPERIMENTS=3 MINUTES=0.2"
 TRY = ".venv/bin/python agent_loop.py try --tag mine"
 RUN = {  # command -> (what is added so that it takes seconds, what it must print)
-    "make": ("", r"train +five minutes"),
+    "make": ("", r"train +train for five minutes"),
     "make train PRESET=offline": ("", r"---\nval_bpb: +\d"),
     "make sample": ("", "Once upon a time"),
     "make sample CHAT=1": ("PROMPT='The dog' TOKENS=5 </dev/null", r"\w"),

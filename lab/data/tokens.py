@@ -142,7 +142,7 @@ def _learn_in_child(texts: list[str], vocab_size: int) -> str:
     content = json.dumps(texts).encode()
     done = subprocess.run(command, cwd=ROOT, input=content, stdout=subprocess.PIPE, process_group=0, check=False)
     if done.returncode:
-        raise UserError(f"learning the tokenizer ended with status {done.returncode}; free some memory and run again")
+        raise UserError(f"training the tokenizer ended with status {done.returncode}; free some memory and run again")
     return done.stdout.decode()
 
 

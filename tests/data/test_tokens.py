@@ -176,7 +176,7 @@ def test_an_interrupt_ends_the_learning_at_once(tmp_path):
     with subprocess.Popen(
         command, cwd=ROOT, env=environment(tmp_path / "cache"), stderr=subprocess.PIPE, start_new_session=True
     ) as process:
-        assert process.stderr.readline() == b"learning the tokenizer\n"
+        assert process.stderr.readline() == b"training the tokenizer\n"
         time.sleep(2)
         began = time.monotonic()
         process.send_signal(signal.SIGINT)
@@ -188,7 +188,7 @@ def test_an_interrupt_ends_the_learning_at_once(tmp_path):
 
 def test_a_learning_process_that_is_killed_is_one_line(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(UserError, match="learning the tokenizer ended with status 1; free some memory"):
+    with pytest.raises(UserError, match="training the tokenizer ended with status 1; free some memory"):
         train_tokenizer(iter(documents(10)), 300)
 
 
