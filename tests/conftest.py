@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from lab.data import stories
 
 # Two BLAS threads on a core that another test keeps busy wait for each other: ten times slower than one.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
 ROOT = Path(__file__).resolve().parent.parent
 PROGRESS = ("training the tokenizer", "tokenizing")  # what prepare.py says on stderr while it works
 Script = Callable[..., subprocess.CompletedProcess]

@@ -52,7 +52,7 @@ def test_files_are_found_as_they_are_written(home, pattern, names):
 
 @pytest.mark.parametrize("pattern", ["~/nothing", "books/*.parquet", "~nobody-of-this-name/*", "books/[x].txt"])
 def test_a_pattern_that_matches_nothing_is_one_line(home, pattern):
-    with pytest.raises(UserError, match=r"no file matches '.*'; check the path \(quote the pattern\)$"):
+    with pytest.raises(UserError, match=r"no file matches '.*'; check the path, and quote the pattern$"):
         prepare._expand(pattern)
 
 

@@ -476,7 +476,7 @@ def test_without_a_repository_of_its_own_a_night_is_refused_in_one_line(base, tm
 
 def test_a_checkout_in_which_no_folder_can_be_created_is_one_error(empty):
     (empty.folder / "nights").write_text("mine")
-    assert "clone the project to where you may write" in refusal(empty.python(*RESUME, "new", check=False))
+    assert "clone the project into a folder that you can write to" in refusal(empty.python(*RESUME, "new", check=False))
     assert (empty.folder / "nights").read_text() == "mine"
 
 
