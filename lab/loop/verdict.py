@@ -24,7 +24,7 @@ pairs = 2 var(e) / error^2 is the information so far, as a number of pairs of ru
 against a gain of GAIN pair sds bounds t from both sides (`bounds`):
 
 - above: keep, but never below LEAST (both widened for few degrees of freedom), and only with two shared seeds;
-- below: discard. A change that makes train.py simpler is not discarded while delta < 0;
+- below, or worse by WORSE errors: discard. A change that makes train.py simpler is not discarded while delta < 0;
 - after CANDIDATE_RUNS runs: discard, as a near miss; a simpler change is kept;
 - otherwise the run that reduces the error most is next: the candidate with a seed that the incumbent has, the
   incumbent with one that the candidate has, or both with a new one.
@@ -60,6 +60,7 @@ FLAT = 1e-4  # prior precision of the codes, practically none, 1 / bpb^2
 PRIOR_DF = 1 / (2 * DOUBT**2)
 GAIN = 1.3  # pair sds: the gain that the sequential test is designed for
 KEEP, DISCARD = 1.7, -1.0  # log-likelihood ratios that end it
+WORSE = 3.0  # errors by which a candidate is worse: then no gain is left to look for, small or large
 LEAST = 1.6  # standard normal quantile that a gain must always exceed
 CANDIDATE_RUNS = 8  # at most
 BASELINE_RUNS = 6  # with different seeds, before the first proposal
@@ -211,7 +212,7 @@ def bounds(pairs: float, df: float) -> tuple[float, float]:
 
     The log-likelihood ratio of a gain of GAIN pair sds against none is GAIN * sqrt(pairs) * t - GAIN^2 * pairs / 2."""
     scale = GAIN * sqrt(pairs)
-    return DISCARD / scale + scale / 2, student(max(LEAST, KEEP / scale + scale / 2), df)
+    return max(DISCARD / scale + scale / 2, -WORSE), student(max(LEAST, KEEP / scale + scale / 2), df)
 
 
 class Fit:

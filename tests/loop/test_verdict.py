@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lab.loop import verdict
-from lab.loop.verdict import Code, Decision, Fit, Run, bounds, decide, spread, student
+from lab.loop.verdict import WORSE, Code, Decision, Fit, Run, bounds, decide, spread, student
 
 ROOT = Path(__file__).resolve().parents[2]
 NOISE = random.Random(8)
@@ -155,6 +155,10 @@ def test_units_do_not_matter():
 def test_few_degrees_of_freedom_raise_the_bar():
     assert bounds(4, 2)[1] > 1.3 * bounds(4, 50)[1]
     assert bounds(4, 2)[0] == bounds(4, 50)[0] < bounds(4, 50)[1]
+
+
+def test_what_is_clearly_worse_is_discarded_however_little_is_known_about_small_gains():
+    assert bounds(0.005, 2)[0] == -WORSE  # the bound of the test alone is beyond -10 here
 
 
 @pytest.mark.parametrize(("df", "t975", "t95"), [(2, 4.303, 2.920), (3, 3.182, 2.353), (10, 2.228, 1.812)])
