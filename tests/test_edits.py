@@ -1,5 +1,6 @@
 """An edit of a night's train.py, by a person or a coding agent, is judged, refused in one line or saved: never lost."""
 
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -79,7 +80,7 @@ def test_a_cut_try_does_not_lose_the_next_edit(checkout, path):
         while not checkout.night("edits").state.pending and time.monotonic() < until:
             time.sleep(0.02)
         cut.kill()
-    edit = path.read_bytes().replace(b"FINAL_LR = 0.037", b"FINAL_LR = 0.041")
+    edit = re.sub(rb"FINAL_LR = \S+", b"FINAL_LR = 0.041", path.read_bytes())  # of the first edit, or of the incumbent
     path.write_bytes(edit)
     done = run_loop(checkout, "edits", "--max-experiments", 0, "--rigor", "none")
     assert edit in saved(checkout)
