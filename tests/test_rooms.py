@@ -8,7 +8,7 @@ import sys
 from conftest import ROOT
 
 from lab import MOVED
-from lab.interface.export import laboratory
+from lab.interface.export import imported_files
 
 OLD_IMPORTS = (
     "from lab.backend import mx, nn\n"
@@ -45,6 +45,6 @@ def test_an_old_run_finds_the_modules_under_their_old_names():
 
 
 def test_the_export_of_an_old_run_takes_the_modules_along():
-    assert laboratory(OLD_IMPORTS) == laboratory(OLD_IMPORTS.replace("lab.backend", "lab.machine.backend"))
-    names = {str(path.relative_to(ROOT)) for path in laboratory(OLD_IMPORTS)}
+    assert imported_files(OLD_IMPORTS) == imported_files(OLD_IMPORTS.replace("lab.backend", "lab.machine.backend"))
+    names = {str(path.relative_to(ROOT)) for path in imported_files(OLD_IMPORTS)}
     assert names >= {"lab/__init__.py", "lab/machine/__init__.py", "lab/machine/backend.py", "lab/training/kernels.py"}

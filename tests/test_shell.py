@@ -181,8 +181,8 @@ def test_a_verbose_night_tells_what_training_and_scorer_print(loud_night):
 @needs_sandbox
 def test_a_quiet_night_says_its_summary_alone(checkout, loud_night):
     quiet = run_loop(checkout, "loud", "-q", "--max-experiments", 0)
-    assert [line.split()[0] for line in quiet.stdout.splitlines()[:3]] == ["loud:", "baseline", "incumbent"]
-    assert (len(quiet.stdout.splitlines()), quiet.stderr) == (4, "")
+    assert [line.split()[0] for line in quiet.stdout.splitlines()[:4]] == ["loud:", "baseline", "incumbent", "noise"]
+    assert (len(quiet.stdout.splitlines()), quiet.stderr) == (5, "")
 
 
 @needs_sandbox

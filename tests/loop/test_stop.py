@@ -167,7 +167,7 @@ def test_ctrl_backslash_ends_at_once_with_the_summary(tmp_path, terminal):
         os.write(ours, b"\x1c")
         shown = drained(ours)
         assert process.wait(20) == 130, shown
-        assert b"go on with: python agent_loop.py run --tag n" in shown
+        assert b"resume with: python agent_loop.py run --tag n" in shown
         assert b"Traceback" not in shown
         assert none_left(tmp_path)
 
