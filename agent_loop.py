@@ -161,11 +161,14 @@ class Night:
         self.log(f"run {step.run}, seed {step.seed}: {trained.hypothesis}")
         if not self.runner.preflight_seconds:
             self.runner.preflight(source)  # after a resume: measures how long a start takes
+        self.runner.reference = self.branch.source((state.baseline or state.experiments[-1]).commit)
+        self.runner.first_speed = state.speed
         measured = self.runner.run(step.run, source, step.seed)
         self.invalid = self.invalid + 1 if measured.status == "invalid" else 0
         if self.invalid < INVALID_RUNS:
             return measured
         self.invalid, reason = 0, f"{INVALID_RUNS} runs in a row were invalid: {measured.reason}"
+        self.runner.usual_flops = self.runner.best_speed = 0.0  # a machine that stays slow is usual from now on
         if not state.incumbent:
             raise UserError(f"{reason}; close other programs and run it again")
         return replace(measured, status="crash", reason=reason, spoiled=True)

@@ -3,10 +3,11 @@
     python benchmarks/verdict.py [--nights N] [--seed N] [--out DIR]
 
 The result of a run of five and a half minutes is the value of the code, plus the effect of the seed (sd 0.0073), noise
-(so that a pair's difference has sd 0.0018) and the effect of the machine's pace (-0.064 times its logarithm). All rules
+(so that a pair's difference has sd 0.0018) and the effect of the machine's pace (-0.09 times its logarithm). All rules
 run on the same machines, whose pace is steady; sags to 70 % within 20 minutes and stays there; swings between 60 and
-100 % in the first hour; or loses up to a tenth to bursts of seconds. Only the paired rule uses the pace, known with an
-error of 0.5 %. Kinds of night:
+100 % in the first hour; or loses up to a tenth to bursts of seconds. Half of the proposals do other work for a token
+than their incumbent. The paired rule knows the tokens of every run, and the pace of the machine with an error of
+1.2 %; "unpaced" is the same rule without either. Kinds of night:
   first        one proposal after the baseline: share kept if it changes nothing, if it gains 0.0025 (a third of a
                seed's sd) and if it gains 0.0146 (two of them);
   A/A          nights of 200 proposals that change nothing: share kept, runs per proposal without the baseline's;
@@ -34,12 +35,16 @@ import unpaired  # noqa: E402
 
 from lab.files import write_atomic  # noqa: E402
 from lab.loop.history import TEACHERS  # noqa: E402
+from lab.loop.pace import paced  # noqa: E402
 from lab.loop.verdict import Code, Run, decide  # noqa: E402
 
 BPB = 0.97  # val_bpb of the baseline
 SEED_SD, PAIR_SD = 0.0073, 0.0018  # measured at that val_bpb
-SLOPE = -0.064  # val_bpb on the logarithm of tokens, measured
-PACE_ERROR = 0.005  # sd of the logarithm of a measured pace
+SLOPE = -0.09  # val_bpb on the logarithm of tokens: -0.092 measured, -0.064 before
+REPEAT_SD = 0.0003  # of the same code, seed and number of tokens: measured within 0.0004
+PACE_ERROR = 0.012  # sd of log(pace) measured from outside a run, on two cores
+TOKENS = 2.5e6  # of a run of the baseline at the usual pace
+OTHER_WORK, WORK_SD = 0.5, 0.2  # share of proposals that do other work, and the sd of its log(tokens)
 RUN_MINUTES = 5.5
 GAIN, LARGE = 0.0025, 0.0146  # bits per byte
 MACHINES: dict[str, Callable[[float, random.Random], float]] = {  # logarithm of the pace after these minutes
@@ -60,14 +65,18 @@ class Experiment:
     runs: list[Run] = field(default_factory=list)
     selected: int = 0
     level: float = 0.0  # estimate of `true` by the rule
+    work: int = 0  # first experiment that does the same work for a token
+    speed: float = 0.0  # log(tokens) of a run at the usual pace, against the baseline's
 
     @property
     def code(self) -> Code:
-        return Code(self.id, self.runs, self.parent, self.selected)
+        return Code(self.id, self.runs, self.parent, self.selected, self.work)
 
 
 class Night:
     """One simulated night under one rule."""
+
+    paced = True  # the pace of every run is measured
 
     def __init__(self, seed: int, machine: str, bounded: int | None = None):
         self.seed, self.pace, self.proposals = seed, MACHINES[machine], bounded
@@ -78,8 +87,11 @@ class Night:
     def run(self, experiment: Experiment, seed: int) -> None:
         x = self.pace(self.minutes, self.rng)
         effect = random.Random(f"{self.seed} {seed}").gauss(0, SEED_SD)
-        value = BPB + experiment.true + effect + SLOPE * x + self.rng.gauss(0, PAIR_SD / sqrt(2))
-        experiment.runs.append(Run(seed, value, exp(x + self.rng.gauss(0, PACE_ERROR))))
+        effect += random.Random(f"{self.seed} {experiment.id} {seed}").gauss(0, PAIR_SD / sqrt(2))
+        value = BPB + experiment.true + effect + SLOPE * x + self.rng.gauss(0, REPEAT_SD)
+        pace = exp(x + self.rng.gauss(0, PACE_ERROR)) if self.paced else None
+        tokens = round(TOKENS * exp(x + experiment.speed)) if self.paced else None
+        experiment.runs.append(Run(seed, value, pace, self.runs, tokens))
         self.runs, self.minutes, self.highest = self.runs + 1, self.minutes + RUN_MINUTES, max(self.highest, seed)
 
     @property
@@ -93,7 +105,12 @@ class Night:
     def propose(self, effect: float) -> tuple[bool, int]:
         """Judge a change with this effect (the first is the baseline). Returns whether it is kept, and its runs."""
         best, before = self.incumbent, self.runs
-        new = Experiment(len(self.experiments), (best.true if best else 0.0) + effect)
+        number = len(self.experiments)
+        new = Experiment(number, (best.true if best else 0.0) + effect, work=best.work if best else 0)
+        draw = random.Random(f"{self.seed} {number} work")
+        new.speed = best.speed if best else 0.0
+        if best and draw.random() < OTHER_WORK:
+            new.work, new.speed = number, draw.gauss(0, WORK_SD)
         self.experiments.append(new)
         if keep := self.judge(new):
             if best:
@@ -107,14 +124,20 @@ class Night:
         others = [e for e in self.kept if e is not best]
         others += [e for e in self.experiments if e not in self.kept and e is not new and len(e.runs) > 1][-TEACHERS:]
         while True:
-            decision = decide(
-                new.code, best and best.code, [e.code for e in others], new_seed=self.highest + 1, to_come=self.to_come
-            )
+            candidate, *known = paced([e.code for e in (new, *([best] if best else []), *others)])
+            incumbent = known.pop(0) if best else None
+            decision = decide(candidate, incumbent, known, new_seed=self.highest + 1, to_come=self.to_come)
             if best and new.runs:
                 best.level, new.level = decision.standing, decision.standing + decision.delta
             if decision.verdict != "again":
                 return decision.verdict == "keep"
             self.run(new if decision.who == "candidate" else best, decision.seed)
+
+
+class UnpacedNight(Night):
+    """The paired rule where the pace is not measured: the incumbent repeats its runs before a keep."""
+
+    paced = False
 
 
 class OldNight(Night):
@@ -145,7 +168,7 @@ class UpstreamNight(Night):
         return not self.incumbent or new.runs[0].value < self.incumbent.runs[0].value
 
 
-RULES: dict[str, type[Night]] = {"paired": Night, "old": OldNight, "upstream": UpstreamNight}
+RULES: dict[str, type[Night]] = {"paired": Night, "unpaced": UnpacedNight, "old": OldNight, "upstream": UpstreamNight}
 
 
 def simulate(rule: str, seed: int, machine: str, effects: list[float], bounded: bool = False) -> tuple[Night, list]:
@@ -257,12 +280,12 @@ def picture(rules: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
     shown = [name for name in ROWS if " kept, " in name or name.startswith("A/A, f")]
     figure, axes = plt.subplots(1, 3, figsize=(14, 4.5), layout="constrained")
     for number, (rule, machines) in enumerate(rules.items()):
-        places = [i + 0.27 * (number - 1) for i in range(len(shown))]
+        places = [i + 0.2 * (number - 1.5) for i in range(len(shown))]
         spans = [[ROWS[name](one) for one in machines.values()] for name in shown]
-        axes[0].barh(places, [fmean(span) for span in spans], 0.25, label=rule)
+        axes[0].barh(places, [fmean(span) for span in spans], 0.19, label=rule)
         axes[0].hlines(places, [min(s) for s in spans], [max(s) for s in spans], color="black", linewidth=1)
         costs = [machines[m]["night"]["runs_per_gain"] for m in MACHINES]
-        axes[1].bar([i + 0.27 * (number - 1) for i in range(len(MACHINES))], costs, 0.25, label=rule)
+        axes[1].bar([i + 0.2 * (number - 1.5) for i in range(len(MACHINES))], costs, 0.19, label=rule)
         nights = [night for one in machines.values() for night in one["night"]["nights"]]
         axes[2].plot(*zip(*nights, strict=True), ".", alpha=0.3, label=rule)
     axes[0].set_yticks(range(len(shown)), shown)

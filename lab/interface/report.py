@@ -9,14 +9,12 @@ import difflib
 import html
 import http.server
 import io
-import json
 import string
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from lab.errors import UserError
@@ -26,7 +24,7 @@ from lab.loop.git import run
 from lab.loop.history import Experiment, State
 from lab.loop.journal import Journal, lock, read
 from lab.loop.verdict import Run
-from lab.trial.crash import read_bytes
+from lab.trial.curve import read_curve
 from lab.trial.sandbox import available
 
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -35,7 +33,6 @@ CURVE_POINTS = 60  # of one loss curve
 DIFF_LINES = 120  # shown of one experiment
 PROMPTS = ("Once upon a time", "One day, Lily found", "The dog was sad because")
 STORY_TOKENS = 120
-MAX_STEPS = 8 << 20  # bytes read of a run's steps.jsonl
 
 
 @dataclass
@@ -252,24 +249,11 @@ def _first_run(report: Report, e: Experiment) -> str:
 
 
 def _points(path: Path) -> list[tuple[float, float]]:
-    """Steps that a run recorded. Not trusted: size is limited, links are not followed, invalid values are skipped."""
-    steps = []
-    try:
-        text = read_bytes(path, MAX_STEPS).decode(errors="replace")
-    except OSError:
-        return []
-    lines = text.splitlines()
-    for line in lines[:: max(1, len(lines) // (4 * CURVE_POINTS))]:
-        try:
-            entry = json.loads(line)
-            step = (float(entry["seconds"]), float(entry["loss"]))
-        except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
-            continue
-        if all(0 <= value < 1e6 for value in step):
-            steps.append(step)
-    size = max(1, -(-len(steps) // CURVE_POINTS))
-    groups = [steps[at : at + size] for at in range(0, len(steps), size)]
-    return [(g[-1][0], fmean(loss for _, loss in g)) for g in groups]
+    """(seconds, loss) of the steps that a run recorded, each the mean of several."""
+    curve = read_curve(path, 4 * CURVE_POINTS)
+    size = max(1, -(-len(curve.loss) // CURVE_POINTS))
+    starts = range(0, len(curve.loss), size)
+    return [(float(curve.seconds[at : at + size][-1]), float(curve.loss[at : at + size].mean())) for at in starts]
 
 
 def _losses(mine: list[tuple[float, float]], theirs: list[tuple[float, float]]) -> str:

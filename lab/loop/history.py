@@ -11,6 +11,8 @@ from math import inf, isfinite
 from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
+from lab.loop import space
+from lab.loop.pace import paced
 from lab.loop.verdict import Code, Decision, Rigor, Run, decide
 
 TEXT = 300  # characters of a hypothesis or reason kept in the state
@@ -48,6 +50,7 @@ class Experiment:
     status: Literal["pending", "keep", "discard", "crash"] = "pending"
     results: list[Run] = field(default_factory=list)  # its valid runs, including later ones as incumbent
     parent: int | None = None  # the incumbent that it changes
+    work: int = 0  # the first experiment that does the same work for a token
     selected: int = 0  # number of its first runs, on which it was kept
     val_bpb: float | None = None  # the baseline's, plus the difference by the verdicts
     runs: int = 0  # valid or not
@@ -66,7 +69,7 @@ class Experiment:
     @property
     def code(self) -> Code:
         """Its runs, as the verdict needs them."""
-        return Code(self.id, self.results, self.parent if self.status == "keep" else None, self.selected)
+        return Code(self.id, self.results, self.parent if self.status == "keep" else None, self.selected, self.work)
 
 
 class Noise(NamedTuple):
@@ -108,6 +111,7 @@ class State:
     refusals: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=REFUSALS))
     refused: int = 0
     condition: dict[str, Any] | None = None  # lab.machine.condition.Condition at the end of the last run
+    speed: float | None = None  # of the machine during the first run: pace 1
     remeasure: bool = True  # False once the incumbent crashed during the pending experiment
     _next: Step = field(default_factory=lambda: Step("propose"))
 
@@ -144,10 +148,11 @@ class State:
     def judge(self, rigor: Rigor = "full", to_come: int | None = None) -> Decision:
         """The verdict on the pending experiment, once `step` says "judge"; `to_come` as in `decide`."""
         best = self.incumbent
+        candidate, *known = paced([e.code for e in (self.pending, *([best] if best else []), *self._teachers())])
         return decide(
-            self.pending.code,
-            best and best.code,
-            [e.code for e in self._teachers()],
+            candidate,
+            known[0] if best else None,
+            known[1:],
             new_seed=self.seeds + 1,
             rigor=rigor,
             simpler=best is not None and self.pending.nodes < best.nodes,
@@ -212,7 +217,10 @@ class State:
         given = {key: record[key] for key in ("id", "agent", "commit", "fingerprint", "nodes")}
         given |= {"hypothesis": record["hypothesis"][:TEXT], "edit": record.get("edit")}
         parent = self.incumbent and self.incumbent.id
-        self.pending = Experiment(**given, baseline=self.incumbent is None, parent=parent)
+        edit = given["edit"] or {}
+        same = self.incumbent and edit.get("form") == "set" and space.same_work(edit["values"])
+        work = self.incumbent.work if same else given["id"]
+        self.pending = Experiment(**given, baseline=self.incumbent is None, parent=parent, work=work)
         self.experiments.append(self.pending)
         self.tried[record["fingerprint"]] = record["id"]
         self.remeasure = True
@@ -226,12 +234,14 @@ class State:
         ran.minutes += record["minutes"]
         ran.memory_gb = max(ran.memory_gb, record["memory_gb"])
         self.condition = record.get("after") or self.condition
+        self.speed = self.speed or record.get("speed")
         if record["status"] == "invalid":
             self._next = Step("run", self.pending.id, record["who"], seed=record["seed"])
             return
         self._next = Step("judge", self.pending.id)
         if record["status"] == "ok":
-            ran.results.append(Run(record["seed"], record["val_bpb"], record.get("pace")))
+            measured = record["seed"], record["val_bpb"], record.get("pace"), record["n"], record.get("tokens")
+            ran.results.append(Run(*measured))
         elif candidate:
             self._next = Step("settle", ran.id, verdict="crash")
             ran.reason, ran.spoiled = record["reason"][:TEXT], record.get("spoiled", False)

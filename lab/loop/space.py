@@ -20,6 +20,7 @@ MOMENTA = (0.5, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.965, 0.98, 0.99, 0.995, 0.99
 WINDOWS = ("L", "SL", "SSL", "SSSL", "SSSSL", "S")
 LARGEST = 2**40  # larger than any size, rate or count that fits a machine
 OWNED = re.compile(r"SEED|MINUTES|BUDGET|SEQUENCE_LENGTH|MAX_SEQ_LEN|VOCAB")  # fixed by the task
+SAME_WORK = ("rate", "decay", "momentum")  # kinds that change no operation, only its numbers
 NEIGHBOURS = 3  # grid values offered on either side of the current one
 
 # Meaning -> names: ours first, then upstream's. Looked up in the file, then in the settings.
@@ -125,6 +126,12 @@ def _rules(values: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterable[t
         yield "warmup and warmdown together exceed the run", part["warmup"] + part["warmdown"] <= 1 + 1e-9
     for name, value in values.items():
         yield from _own_rules(name, value)
+
+
+def same_work(values: Iterable[str]) -> bool:
+    """Whether changes of these constants leave what is computed for a token as it is."""
+    kinds = {name: _named(name) for name in values}
+    return all(kind in SAME_WORK or (kind == "share" and "WARM" in name) for name, kind in kinds.items())
 
 
 def _own_rules(name: str, value: Any) -> Iterable[tuple[str, bool]]:

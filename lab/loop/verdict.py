@@ -6,16 +6,16 @@ The model. Over the runs of a night, with normal noise,
 
 A seed sets the initial parameters and the order of the text for any code, so most of its effect on a run is the same
 for two codes. Measured at val_bpb 0.97 (250 steps, four seeds, three codes): a seed moves a run by 0.0073 (sd), and a
-difference of two codes at the same seed varies by 0.0018. `pace` is the speed of the machine during the run relative to
-its usual one: five minutes at another pace are another number of tokens, and val_bpb falls with their logarithm.
-An unknown pace counts as usual. `Fit` solves the model by generalized least squares over the candidate, the incumbent
+difference of two codes at the same seed varies by 0.0018. `pace` is the speed of the machine during the run (lab.loop.pace):
+five minutes at another pace are another number of tokens, and val_bpb falls with their logarithm. `Fit` solves the model by generalized least squares over the candidate, the incumbent
 and the codes with two runs or more, from which it estimates the effects of the seeds. Its priors, as shares of val_bpb:
 
 - Seeds are random with sd SEED, pairs with sd PAIR. Both are estimated from the night's own runs. Each has a log-normal
   prior with sd DOUBT, which weighs as much as two degrees of freedom. Differences scatter more where the effect is
   beyond SMALL (0.0066 at an effect of 0.074): their noise grows in proportion, so they are not used to estimate the
   noise of small ones.
-- The slope is SLOPE +- SLOPE_SD: measured -0.064 at val_bpb 0.82, and the scaling rule of presets says -0.09.
+- The slope is SLOPE +- SLOPE_SD. At val_bpb 0.82, -0.078 and -0.112 of it were measured; the scaling rule of presets
+  says -0.11.
 - A kept change was selected for a good result (winner's curse). So each incumbent has a normal prior centred on the
   code that it changes, as wide as its effect and at least KEPT.
 
@@ -26,6 +26,8 @@ against a gain of GAIN pair sds bounds t from both sides (`bounds`):
 - above: keep, but never below LEAST (both widened for few degrees of freedom), and only with two shared seeds;
 - below, or worse by WORSE errors: discard. A change that makes train.py simpler is not discarded while delta < 0;
 - after CANDIDATE_RUNS runs: discard, as a near miss; a simpler change is kept;
+- where the pace is not known, the incumbent repeats CONTROLS of the shared seeds before a change is kept. The same code
+  and seed should score the same: how far the scores moved is what the machine did since. The gain must exceed that, too;
 - otherwise the run that reduces the error most is next: the candidate with a seed that the incumbent has, the
   incumbent with one that the candidate has, or both with a new one.
 
@@ -34,7 +36,7 @@ these did not select it; with fewer when few experiments remain. First runs of c
 that were not part of a selection: one lucky run of the incumbent would hide every gain.
 
 The constants of the rule come from simulation over some 50 settings (benchmarks/verdict.py measures the chosen ones):
-under 5 % of null changes kept as first proposal, under 1 % over a night, 75 to 85 % of gains of 1.4 pair sds. A flat
+under 5 % of null changes kept as first proposal, under 1 % over a night, 70 to 84 % of gains of 1.4 pair sds. A flat
 bar instead of Wald's keeps a third more null changes as first proposals at equal power; four new seeds instead of FRESH
 lose one gain in twenty more; without KEPT one in twenty more is lost again.
 
@@ -44,7 +46,7 @@ but the question is about two sources, and there the noise comes from seeds, not
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, inf, isfinite, log, sqrt
+from math import exp, hypot, inf, isfinite, log, sqrt
 from statistics import fmean
 from typing import Literal, NamedTuple
 
@@ -53,19 +55,20 @@ import numpy as np
 SEED = 0.0075  # sd of a run with another seed, share of val_bpb
 PAIR = 0.0018  # sd of a difference at the same seed, share of val_bpb
 DOUBT = 0.5  # sd of the logarithm of either: weighs 1 / (2 * DOUBT^2) = 2 degrees of freedom
-SLOPE, SLOPE_SD = -0.075, 0.02  # val_bpb on log(pace), share of val_bpb
+SLOPE, SLOPE_SD = -0.09, 0.025  # val_bpb on log(pace), share of val_bpb
 SMALL = 0.01  # largest effect of a code whose runs estimate the noise of pairs, share of val_bpb
 KEPT = 0.002  # least sd of an incumbent's prior around the code that it changes, share of val_bpb
 FLAT = 1e-4  # prior precision of the codes, practically none, 1 / bpb^2
 PRIOR_DF = 1 / (2 * DOUBT**2)
 GAIN = 1.3  # pair sds: the gain that the sequential test is designed for
-KEEP, DISCARD = 1.7, -1.0  # log-likelihood ratios that end it
+KEEP, DISCARD = 1.85, -1.0  # log-likelihood ratios that end it
 WORSE = 3.0  # errors by which a candidate is worse: then no gain is left to look for, small or large
-LEAST = 1.6  # standard normal quantile that a gain must always exceed
+LEAST = 1.65  # standard normal quantile that a gain must always exceed
 CANDIDATE_RUNS = 8  # at most
 BASELINE_RUNS = 6  # with different seeds, before the first proposal
 FRESH = 7  # runs of a kept change with seeds that did not select it
 PAIRS = 2  # least number of shared seeds to keep a change
+CONTROLS = 2  # of them that the incumbent repeats before a change is kept
 
 Rigor = Literal["full", "none"]
 Who = Literal["candidate", "incumbent"]
@@ -77,6 +80,8 @@ class Run(NamedTuple):
     seed: int
     value: float  # val_bpb
     pace: float | None = None  # speed of the machine relative to its usual speed of 1.0; None: not measured
+    at: int = 0  # position in the night: later runs have larger numbers
+    tokens: int | None = None  # trained on; None: unknown
 
     @property
     def x(self) -> float:
@@ -90,6 +95,8 @@ class Code(NamedTuple):
     runs: Sequence[Run]
     parent: int | None = None  # if it was kept: id of the incumbent that it changed
     selected: int = 0  # number of its first runs, on which it was kept
+    work: int = 0  # codes with the same do the same work for a token (lab.loop.pace)
+    doubt: float = 0.0  # sd of an error of log(pace) that all runs of this work share
 
     @property
     def seeds(self) -> set[int]:
@@ -97,8 +104,15 @@ class Code(NamedTuple):
 
     @property
     def unselected(self) -> list[int]:
-        """Seeds of the runs after it was kept."""
-        return [run.seed for run in self.runs[self.selected :]]
+        """Seeds that it ran with only after it was kept."""
+        selecting = {run.seed for run in self.runs[: self.selected]}
+        return [seed for seed in dict.fromkeys(run.seed for run in self.runs[self.selected :]) if seed not in selecting]
+
+    @property
+    def by_seed(self) -> list[Run]:
+        """One run for each seed, the mean of its repeats: these share their noise."""
+        repeats = [[run for run in self.runs if run.seed == seed] for seed in dict.fromkeys(r.seed for r in self.runs)]
+        return [Run(g[0].seed, fmean(r.value for r in g), exp(fmean(r.x for r in g))) for g in repeats]
 
 
 @dataclass(frozen=True)
@@ -178,7 +192,7 @@ def _first(
     wanted = FRESH if to_come is None else min(FRESH, 1 + to_come)
     if remeasure and incumbent.selected and len(incumbent.unselected) < wanted:
         return "incumbent", new_seed, "the incumbent runs with a new seed"
-    seeds = incumbent.unselected or [run.seed for run in incumbent.runs]
+    seeds = incumbent.unselected or sorted(incumbent.seeds)
     return "candidate", seeds[candidate.id % len(seeds)], ""
 
 
@@ -196,15 +210,46 @@ def _weigh(
     low, high = bounds(2 * fit.variance / error**2, fit.df)
     t, shared = -delta / error, candidate.seeds & incumbent.seeds
     if t > high and len(shared) >= PAIRS:
-        return "keep", "candidate", 0, "beyond the noise"
+        return _confirm(fit, candidate, incumbent, high, remeasure, "beyond the noise")
     if t < low and not (simpler and delta < 0):
         return "discard", "candidate", 0, "not better" if delta >= 0 else "the gain is too small"
     run = fit.next_run(candidate, incumbent, new_seed, remeasure) if len(candidate.runs) < CANDIDATE_RUNS else None
     if run:
         return "again", *run, "within the noise"
     if simpler and delta < 0 and len(shared) >= PAIRS:
-        return "keep", "candidate", 0, "no worse, and simpler"
+        return _confirm(fit, candidate, incumbent, 0.0, remeasure, "no worse, and simpler")
     return "discard", "candidate", 0, "still within the noise after the last run"
+
+
+def _confirm(
+    fit: "Fit", candidate: Code, incumbent: Code, bar: float, remeasure: bool, reason: str
+) -> tuple[str, Who, int, str]:
+    """Keep, unless the machine may be what made the difference: (verdict, who, seed, reason)."""
+    shared = sorted(candidate.seeds & incumbent.seeds)
+    if all(run.pace is not None for run in candidate.runs + incumbent.runs if run.seed in shared):
+        return "keep", "candidate", 0, reason
+    changes, missing = _changes(fit, candidate.runs[0].at, incumbent, shared)
+    if remeasure and missing and len(changes) < CONTROLS:
+        return "again", "incumbent", missing[0], "better; the incumbent repeats a seed, to check the machine"
+    delta, error = fit.difference(candidate, incumbent)
+    shift = min(0.0, fmean(changes)) if changes else 0.0  # a slower machine earns no credit
+    doubt = sqrt(fmean(change**2 for change in changes) / len(changes)) if changes else 0.0
+    if shift - delta > bar * hypot(error, doubt):
+        return "keep", "candidate", 0, reason
+    return "discard", "candidate", 0, f"the machine changed: the incumbent's own scores moved by {fmean(changes):+.6f}"
+
+
+def _changes(fit: "Fit", since: int, incumbent: Code, shared: list[int]) -> tuple[list[float], list[int]]:
+    """How far the incumbent's scores moved since then, by seed, and the seeds that it has not repeated since."""
+    changes, missing = [], []
+    for seed in shared:
+        runs = [(run.at > since, run.value - fit.slope * run.x) for run in incumbent.runs if run.seed == seed]
+        before, after = ([value for later, value in runs if later is side] for side in (False, True))
+        if before and after:
+            changes.append(fmean(after) - fmean(before))
+        elif before:
+            missing.append(seed)
+    return changes, missing
 
 
 def bounds(pairs: float, df: float) -> tuple[float, float]:
@@ -220,10 +265,11 @@ class Fit:
     from those close to `about`; the runs of others weigh less, by the square of their distance."""
 
     def __init__(self, codes: Sequence[Code], about: Code):
-        runs = [run for code in codes for run in code.runs]
+        by_code = [code.by_seed for code in codes]
+        runs = [run for runs in by_code for run in runs]
         self.codes = {code.id: i for i, code in enumerate(codes)}
         self.seeds = {seed: len(codes) + i for i, seed in enumerate(sorted({run.seed for run in runs}))}
-        owner = np.repeat(np.arange(len(codes)), [len(code.runs) for code in codes])
+        owner = np.repeat(np.arange(len(codes)), [len(runs) for runs in by_code])
         design = np.zeros((len(runs), len(codes) + len(self.seeds) + 1))
         design[np.arange(len(runs)), owner] = 1
         design[np.arange(len(runs)), [self.seeds[run.seed] for run in runs]] = 1
@@ -244,6 +290,11 @@ class Fit:
     @property
     def sigma(self) -> float:
         return sqrt(self.seed_sd**2 + self.variance)
+
+    @property
+    def slope(self) -> float:
+        """Of val_bpb on the logarithm of the pace."""
+        return float(self.mean[-1])
 
     @property
     def pair(self) -> float:
@@ -284,7 +335,8 @@ class Fit:
     def difference(self, one: Code, other: Code) -> tuple[float, float]:
         """(mean, standard error) of one code minus the other."""
         mean, variance = self._difference(self.codes[one.id], self.codes[other.id])
-        return mean, sqrt(variance)
+        doubt = 0.0 if one.work == other.work else hypot(one.doubt, other.doubt)
+        return mean, hypot(sqrt(variance), self.slope * doubt)
 
     def next_run(self, candidate: Code, incumbent: Code, new_seed: int, remeasure: bool) -> tuple[Who, int] | None:
         """(who, seed) of the run that reduces the error most, at the pace of the last run. None if there is none.

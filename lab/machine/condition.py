@@ -14,7 +14,8 @@ from pathlib import Path
 from lab.machine import hardware
 
 SLEPT_SECONDS = 5.0  # asleep for longer: a run does not count
-SLOW = 0.5  # of the usual matmul speed before and after a run: the machine is too slow for it to count
+SLOW = 0.5  # of the usual speed before and after a run: the machine is too slow for it to count
+LATE = 0.8  # of the usual speed before or after a run that its time limit ended: the machine may have been the cause
 THROTTLED = 0.8  # of the matmul speed before the run
 HOT = 2  # thermal pressure from which Apple slows the chip down
 CRITICAL = 4  # memory pressure at which the system kills processes
@@ -47,12 +48,19 @@ def condition() -> Condition:
     return Condition(hardware.matmul_peak("float32"), hardware.seconds_with_sleep() - time.perf_counter(), **read)
 
 
-def invalid_reason(before: Condition, after: Condition, usual_flops: float, finished: bool = True) -> str:
-    """Why a run between these two moments does not count, or "". A run that did not finish counts as a failure in any
-    condition but sleep: it may have used up the memory and the processors itself."""
+def invalid_reason(
+    before: Condition, after: Condition, usual_flops: float, status: str = "ok", pace: float | None = None
+) -> str:
+    """Why a run between these two moments does not count, or "". `status`: how it ended, as in lab.trial.guard. `pace`:
+    speed of the machine during the run as a share of its best, None if it was not measured. A run that did not finish
+    counts as a failure in any condition but sleep, or a slow machine at its time limit: it may have used up the memory
+    and the processors itself."""
     if (slept := after.slept - before.slept) > SLEPT_SECONDS:
         return f"the machine slept for {slept:.0f} s"
-    if not finished:
+    shares = [pace] if pace else [moment.flops / usual_flops for moment in (before, after)]
+    if status == "timeout" and min(shares) < LATE:
+        return f"it was still running at its time limit, and the machine ran at {100 * min(shares):.0f} % of its speed"
+    if status != "ok":
         return ""
     if None not in (before.power, after.power) and before.power != after.power:
         return f"the power source changed from {before.power} to {after.power}"
@@ -65,8 +73,8 @@ def invalid_reason(before: Condition, after: Condition, usual_flops: float, fini
         return "the machine ran out of memory for other programs (memory pressure critical)"
     if None not in (before.swap_mb, after.swap_mb) and after.swap_mb - before.swap_mb > SWAPPED_MB:
         return f"the machine swapped {after.swap_mb - before.swap_mb:.0f} MB"
-    if (best := max(before.flops, after.flops)) < SLOW * usual_flops:
-        return f"the machine ran at {100 * best / usual_flops:.0f} % of its speed"
+    if max(shares) < SLOW:
+        return f"the machine ran at {100 * max(shares):.0f} % of its speed"
     return ""
 
 

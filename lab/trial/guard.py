@@ -59,7 +59,7 @@ class Limits:
 class Outcome:
     """How a run ended. status: "ok", "crash", a limit ("timeout", "memory", "output", "disk"), or "killed" from
     outside. `returncode` is negative for a signal; `crash` is None for "ok" and "killed"; `stopped_seconds` is how
-    long a process of the run was stopped (SIGSTOP)."""
+    long a process of the run was stopped (SIGSTOP); `cpu_seconds` is the CPU time of all its processes."""
 
     status: str
     seconds: float
@@ -67,6 +67,7 @@ class Outcome:
     crash: Crash | None
     peak_memory_mb: float
     stopped_seconds: float = 0.0
+    cpu_seconds: float = 0.0
 
 
 def run(command: list[str], run_dir: Path, policy: Policy, limits: Limits, *, sandbox: str,
@@ -151,7 +152,9 @@ class _Watch:
         status, crash = (stopped, self.stopped(stopped)) if stopped else self.ended(code)
         peak = max(self.peak, _largest_child())
         crash = None if status == "killed" else crash
-        return Outcome(status, seconds, code, crash, peak / 2**20, self.stopped_seconds)
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu_seconds = used.ru_utime + used.ru_stime
+        return Outcome(status, seconds, code, crash, peak / 2**20, self.stopped_seconds, cpu_seconds)
 
     def begin(self) -> subprocess.Popen:
         first = [*launcher("lab.trial.child", "start"), str(os.getpid()), str(self.limits.disk_bytes)]

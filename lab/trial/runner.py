@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from lab.errors import UserError, one_line
 from lab.files import remove, write_atomic
 from lab.machine import hardware
 from lab.machine.condition import SLEPT_SECONDS, Condition, condition, invalid_reason, wait_reason
+from lab.machine.speed import Watch, supported
 from lab.show import silent
 from lab.trial import guard
 from lab.trial.crash import read_bytes
+from lab.trial.curve import read_curve
 from lab.trial.guard import Limits
 from lab.trial.sandbox import Policy
 
@@ -46,6 +49,9 @@ PREFLIGHT_STEPS = 2
 ECHO_BYTES, ECHO_CHARS = 8 << 10, 200  # shown of a run's output, and of each line
 ROOM_BYTES = 1 << 30  # with less free before a run, a full disk is not the run's fault
 WAIT_SECONDS = 600.0  # at most, for a hot or busy machine before a run
+TIMED_SECONDS = 6.0  # of training on a GPU, to measure its speed before and after a run
+TIMED_MINUTES = 1.0  # least budget of a run that is worth it
+RECENT_SECONDS = 30.0  # the speed after a run is also the one before the next, if that follows this soon
 FULL = re.compile(r"^disk: |No space left on device|\[write\] Unable to write")
 
 
@@ -61,6 +67,9 @@ class Measured:
     before: dict[str, Any] | None = None  # lab.machine.condition.Condition at the start and the end
     after: dict[str, Any] | None = None
     spoiled: bool = False  # a "crash" caused by the machine: it says nothing about the change
+    tokens: int | None = None  # trained on, as the run recorded it; None: unknown
+    speed: float | None = None  # of the machine during the run, in a unit of its own; None: not measured
+    pace: float | None = None  # the same, relative to the first run of the night
 
 
 @dataclass(frozen=True)
@@ -86,11 +95,16 @@ class Runner:
     phase: Phase = field(default_factory=Phase)
     free: int = 0  # bytes on the disk before the run
     usual_flops: float = 0.0  # the best so far of the probes before and after runs
+    best_speed: float = 0.0  # of the machine during a run so far
+    first_speed: float | None = None  # what counts as pace 1; None: the speed of the first run
+    reference: str = ""  # train.py that is timed on a GPU before and after each run
+    timed: tuple[float, float | None] = (-RECENT_SECONDS, None)  # when that was last, and tokens/s
 
     def preflight(self, source: str) -> str:
         """Two real steps and one scored batch. Returns why they failed, "" if they did not."""
         self.check_data()
         run_dir = self._empty("preflight")
+        self.free = shutil.disk_usage(run_dir).free
         with self._in_phase("preflight"):
             outcome = self._train(run_dir, source, 0, PREFLIGHT_SECONDS, "--steps", str(PREFLIGHT_STEPS))
             if outcome.status == "ok":
@@ -106,26 +120,42 @@ class Runner:
         run_dir = self._empty(name)
         with self._in_phase("waiting for the machine"):
             before = self._wait_until_fit()
-        begun = time.monotonic()
-        budget = self.settings["minutes"] * 60
-        with self._in_phase("training", run_dir):
-            outcome = self._train(run_dir, source, seed, budget + 2 * self.preflight_seconds + SLACK_SECONDS)
+        self.free = shutil.disk_usage(run_dir).free
+        began = time.monotonic()
+        outcome, speed = self._measured(run_dir, source, seed)
         with self._in_phase("scoring"):
             after = self._condition()
             score = self._score(run_dir, source, seed) if outcome.status == "ok" else {}
-        cost = (outcome.peak_memory_mb / 1024, (time.monotonic() - begun) / 60)
+        cost = (outcome.peak_memory_mb / 1024, (time.monotonic() - began) / 60)
         conditions = (vars(before), vars(after))
         if outcome.stopped_seconds > SLEPT_SECONDS:
             reason = f"the training was stopped for {outcome.stopped_seconds:.0f} s"
             return Measured("invalid", None, *cost, reason, *conditions)
-        if reason := invalid_reason(before, after, self.usual_flops, outcome.status == "ok"):
+        if speed:
+            self.first_speed, self.best_speed = self.first_speed or speed, max(self.best_speed, speed)
+        share, pace = (speed / self.best_speed, speed / self.first_speed) if speed else (None, None)
+        if reason := invalid_reason(before, after, self.usual_flops, outcome.status, share):
             return Measured("invalid", None, *cost, reason, *conditions)
         if score.get("status") == "ok":
-            return Measured("ok", score["val_bpb"], *cost, "", *conditions)
+            known = {"tokens": self._tokens(run_dir), "speed": speed, "pace": pace}
+            return Measured("ok", score["val_bpb"], *cost, "", *conditions, **known)
         reason = self._checked(score.get("reason") or failure(outcome), run_dir)
         for path in leftovers(run_dir):  # they may fill the disk
             remove(path, self.folder)
         return Measured("crash", None, *cost, reason, *conditions)
+
+    def _measured(self, run_dir: Path, source: str, seed: int) -> tuple[guard.Outcome, float | None]:
+        """Train for the budget. Also returns the speed of the machine meanwhile."""
+        limit = self.settings["minutes"] * 60 + 2 * self.preflight_seconds + SLACK_SECONDS
+        if supported():
+            with Watch() as watch, self._in_phase("training", run_dir):
+                outcome = self._train(run_dir, source, seed, limit)
+            return outcome, watch.speed(outcome.cpu_seconds)
+        before = self._timed(RECENT_SECONDS)
+        with self._in_phase("training", run_dir):
+            outcome = self._train(run_dir, source, seed, limit)
+        after = self._timed(0.0)
+        return outcome, sqrt(before * after) if before and after else None
 
     def _checked(self, reason: str, run_dir: Path) -> str:
         """`reason`, if the change may be the cause. Raises UserError if the prepared data is damaged or the disk was
@@ -159,7 +189,6 @@ class Runner:
             self.phase = Phase()
 
     def _train(self, run_dir: Path, source: str, seed: int, seconds: float, *flags: str) -> guard.Outcome:
-        self.free = shutil.disk_usage(run_dir).free
         sent = self._sent(run_dir.name, source, seed)
         prepared = Path(self.settings["prepared"])
         policy = Policy((run_dir,), readable=(self.worktree, prepared, sent), hidden=(prepared / "val.npy",))
@@ -212,6 +241,23 @@ class Runner:
         remove(run_dir, self.folder)
         run_dir.mkdir(parents=True)
         return run_dir
+
+    def _timed(self, recent: float) -> float | None:
+        """Tokens/s of some seconds of training with the reference, no older than `recent`; None if that fails."""
+        if not self.reference or self.settings["minutes"] < TIMED_MINUTES:
+            return None
+        if time.monotonic() > self.timed[0] + recent:
+            run_dir = self._empty("reference")
+            with self._in_phase("timing the machine"):
+                self._train(run_dir, self.reference, 0, PREFLIGHT_SECONDS, "--minutes", str(TIMED_SECONDS / 60))
+            self.timed = (time.monotonic(), read_curve(run_dir / "steps.jsonl").speed)
+            for path in leftovers(run_dir):
+                remove(path, self.folder)
+        return self.timed[1]
+
+    def _tokens(self, run_dir: Path) -> int | None:
+        tokens = read_curve(run_dir / "steps.jsonl").tokens
+        return int(tokens[-1]) if len(tokens) and tokens[-1] >= 1 else None
 
     def _condition(self) -> Condition:
         now = condition()

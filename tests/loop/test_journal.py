@@ -16,7 +16,7 @@ import pytest
 from lab.errors import UserError
 from lab.loop.history import CLOSING, FIELDS, State
 from lab.loop.journal import Journal, lock, read
-from lab.loop.verdict import BASELINE_RUNS, FRESH, SLOPE
+from lab.loop.verdict import BASELINE_RUNS, CONTROLS, FRESH, SLOPE
 
 WRITER = Path(__file__).parents[1] / "night_writer.py"
 ROOT = WRITER.parents[1]
@@ -154,7 +154,7 @@ def test_a_journal_of_an_earlier_version_goes_on_from_every_line(tmp_path, lines
     _judged(journal, -0.05)
     assert len(journal.state.experiments) > known
     for e in journal.state.experiments:
-        assert len({run.seed for run in e.results}) == len(e.results)
+        assert len(e.results) - len({run.seed for run in e.results}) <= 2 * CONTROLS
     _same(Journal(tmp_path).state, journal.state)
 
 

@@ -142,10 +142,10 @@ def test_a_run_in_another_condition_does_not_count(before, after, reason):
 
 def test_a_run_that_failed_is_its_own_failure_unless_the_machine_slept():
     after = dataclasses.replace(WELL, swap_mb=9000.0, memory_pressure=4, flops=1e9)
-    assert condition.invalid_reason(WELL, after, 1e11, finished=False) == ""
+    assert condition.invalid_reason(WELL, after, 1e11, "memory") == ""
     assert condition.invalid_reason(WELL, after, 1e11)
     asleep = dataclasses.replace(after, slept=500.0)
-    assert "slept" in condition.invalid_reason(WELL, asleep, 1e11, finished=False)
+    assert "slept" in condition.invalid_reason(WELL, asleep, 1e11, "memory")
 
 
 @pytest.mark.parametrize(
@@ -161,3 +161,18 @@ def test_a_run_that_failed_is_its_own_failure_unless_the_machine_slept():
 def test_a_run_waits_for_the_machine(now, reason):
     result = condition.wait_reason(dataclasses.replace(WELL, **now), 1e11)
     assert reason in result if reason else result == ""
+
+
+def test_what_was_measured_during_a_run_says_more_than_the_moments_around_it():
+    assert condition.invalid_reason(WELL, WELL, 1e11, pace=0.4) == "the machine ran at 40 % of its speed"
+    slow = dataclasses.replace(WELL, flops=4e10)
+    assert condition.invalid_reason(slow, slow, 1e11, pace=0.9) == ""
+
+
+def test_a_time_limit_on_a_slow_machine_is_not_the_changes_fault():
+    slow = dataclasses.replace(WELL, flops=7e10)
+    reason = condition.invalid_reason(slow, WELL, 1e11, "timeout")
+    assert reason == "it was still running at its time limit, and the machine ran at 70 % of its speed"
+    assert condition.invalid_reason(WELL, WELL, 1e11, "timeout") == ""
+    assert condition.invalid_reason(slow, slow, 1e11, "crash") == ""
+    assert "at 70 %" in condition.invalid_reason(WELL, WELL, 1e11, "timeout", pace=0.7)

@@ -1,0 +1,62 @@
+"""The pace of every run, from its tokens and the speed of the machine around it."""
+
+from math import exp, log
+from random import Random
+
+import pytest
+
+from lab.loop.pace import paced
+from lab.loop.space import same_work
+from lab.loop.verdict import Code, Run
+
+
+def codes(paces: dict[int, list[float]], error: float = 0.0, speeds=(1e6, 2e6), seed: int = 0) -> list[Code]:
+    """One code a work, with the true log paces of its runs; the measured ones err by `error`."""
+    rng = Random(seed)
+
+    def run(work: int, seed: int, x: float) -> Run:
+        return Run(seed, 1.0, exp(x + rng.gauss(0, error)), tokens=round(speeds[work] * exp(x)))
+
+    return [Code(work, [run(work, *one) for one in enumerate(xs)], work=work) for work, xs in paces.items()]
+
+
+def logs(code: Code) -> list[float]:
+    return [log(run.pace) for run in code.runs]
+
+
+def test_runs_of_the_same_work_differ_in_pace_as_their_tokens_do():
+    true = [0.0, 0.01, -0.3, 0.02, -0.1]
+    (code,) = paced(codes({0: true}, error=0.05))
+    assert [x - logs(code)[0] for x in logs(code)] == pytest.approx(true, abs=1e-5)
+
+
+def test_codes_that_change_rates_only_share_their_work():
+    base, same = codes({0: [0.0, 0.01, -0.01, 0.0]}), codes({0: [-0.2]}, error=0.2)
+    found = paced([base[0], same[0]._replace(id=1)])
+    assert logs(found[1])[0] - logs(found[0])[0] == pytest.approx(-0.2, abs=1e-5)
+
+
+def test_other_work_is_placed_by_the_measured_pace_as_far_as_that_can_be_trusted():
+    steady = {0: [0.001 * i for i in range(-5, 6)], 1: [0.0]}
+    drawn = [logs(paced(codes(steady, error=0.04, seed=i))[1])[0] for i in range(200)]
+    assert sum(x**2 for x in drawn) / 200 < (0.04 / 2) ** 2  # nearly steady: an outlier of the probe is not believed
+    sagging = {0: [0.1 * i for i in range(-5, 6)], 1: [-0.4]}
+    (_, slow) = paced(codes(sagging, error=0.02))
+    assert logs(slow)[0] == pytest.approx(-0.4, abs=0.08)
+
+
+def test_what_was_not_measured_stays_as_it_is():
+    plain = Code(0, [Run(1, 1.0), Run(2, 1.0)])
+    half = Code(1, [Run(1, 1.0, 0.9), Run(2, 1.0, 1.1, tokens=10)], work=1)
+    assert paced([plain, half, Code(2, [])]) == [plain, half, Code(2, [])]
+    assert paced([]) == []
+
+
+def test_rates_and_their_like_leave_the_work_as_it_is():
+    for names in (["MATRIX_LR"], ["WEIGHT_DECAY", "MUON_MOMENTUM"], ["WARMUP", "WARMDOWN"], ["ADAM_BETAS"]):
+        assert same_work(names)
+
+
+def test_what_changes_the_computation_is_other_work():
+    for name in ("DEPTH", "ROWS", "DOUBLING", "TOKENS_PER_STEP", "WINDOW", "MLP_RATIO", "SOFTCAP", "X"):
+        assert not same_work([name, "MATRIX_LR"])
