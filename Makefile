@@ -30,7 +30,7 @@ AGENT_FLAGS := $(VERBOSITY) $(if $(PRESET),--preset $(call quote,$(PRESET))) $(i
 	$(if $(UNTIL),--until $(call quote,$(UNTIL))) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(LLM_SHARE),--llm-share $(call quote,$(LLM_SHARE))) \
 	$(if $(COMMAND),--command $(call quote,$(COMMAND))) $(if $(SANDBOX),--sandbox $(call quote,$(SANDBOX))) $(if $(RIGOR),--rigor $(call quote,$(RIGOR)))
 
-.PHONY: help setup prepare fit train agent status report score sample doctor clean-cache clean-runs test bench lint format lock clean
+.PHONY: help setup prepare fit train agent confirm status report score sample doctor clean-cache clean-runs test bench lint format lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -66,6 +66,9 @@ train: $(READY)  ## train for five minutes, then print val_bpb (PRESET= prepares
 agent: $(READY)  ## run a night of experiments, or resume it (PRESET= AGENT= MODEL= COMMAND= TAG= EXPERIMENTS= UNTIL= MINUTES= LLM_SHARE= SANDBOX= RIGOR=)
 	@$(if $(PRESET),:,[ -f "$(CURRENT)" ] || $(PREPARE))
 	@$(PY) agent_loop.py run $(AGENT_FLAGS)
+
+confirm: $(READY)  ## run the winner of the latest night, or TAG=, against its baseline with new seeds (UNTIL=)
+	@$(PY) agent_loop.py confirm $(VERBOSITY) $(if $(TAG),--tag $(call quote,$(TAG))) $(if $(UNTIL),--until $(call quote,$(UNTIL)))
 
 status: $(READY)  ## show the results of the latest night, or TAG=
 	@$(PY) agent_loop.py status $(if $(TAG),--tag $(call quote,$(TAG)))

@@ -3,6 +3,7 @@
     python agent_loop.py run --tag nov22                      until Ctrl-C; run it again to resume
     python agent_loop.py run --tag nov22 --until 07:00 --agent search
     python agent_loop.py try -m "wider MLP"                   the same steps for a change you made yourself
+    python agent_loop.py confirm                              the winner against the baseline with new seeds
     python agent_loop.py status | replay 12 | report          report.html and progress.png
 
 A night lives in nights/TAG: journal.jsonl (append-only), results.tsv (upstream's five columns), worktree/ (branch
@@ -28,9 +29,9 @@ from lab.agents.search import Search
 from lab.errors import UserError
 from lab.files import write_atomic
 from lab.interface.dashboard import dashboard, summary
-from lab.interface.options import agent_options, end_options, night_options, tag_option
+from lab.interface.options import agent_options, end_options, night_options, tag_option, until_option
 from lab.interface.report import sample_stories, serve, write_report
-from lab.loop import session
+from lab.loop import confirm, session
 from lab.loop.branch import Branch
 from lab.loop.history import Step
 from lab.loop.journal import Journal
@@ -41,8 +42,11 @@ from lab.loop.stop import Until, stopper
 from lab.preset import from_dict
 from lab.show import QUIET, examples, log, silent, verbosity_options
 from lab.training.run import guarded
+from lab.trial.runner import Measured
 
 REDRAWS = 2  # retries after a proposal failed its checks, before search proposes instead
+CONFIRM_SECONDS = 30.0  # of a run of the confirmation besides training
+CONFIRMED = ("status", "val_bpb", "test_bpb", "tokens", "speed", "pace", "memory_gb", "minutes", "reason")
 INVALID_RUNS = 3  # in a row: the experiment counts as a crash and the night continues
 
 
@@ -61,6 +65,7 @@ class Night:
     idea: str = ""  # the proposal that is being checked
     invalid: int = 0  # invalid runs in a row
     last: int | None = None  # number of the last experiment; None: not known
+    deadline: Until | None = None  # when the night ends, its confirmation included
 
     def go(self, experiments: int | None, final: bool = True) -> str:
         """Settle `experiments` more after the baseline, or continue until `stop` gives a reason; return the reason.
@@ -74,7 +79,8 @@ class Night:
             self.branch.reset(state.head())
             step = state.step()
             if step.action == "propose":
-                if reason := self.stop() or ("done" if last is not None and len(state.experiments) > last else ""):
+                done = "done" if last is not None and len(state.experiments) > last else ""
+                if reason := self.stop() or done or self.time_to_confirm():
                     return reason
                 if not self.propose():
                     return "no agent has a proposal left"
@@ -138,17 +144,11 @@ class Night:
         return True
 
     def run(self, step: Step) -> None:
-        """One training run and its score; a result that a kill left unrecorded is taken over."""
+        """One training run and its score."""
         state = self.journal.state
-        kept = self.folder / "results" / f"{step.run}.json"
-        if not kept.is_file():
-            measured = self.measure(step)
-            kept.parent.mkdir(exist_ok=True)
-            write_atomic(kept, json.dumps(vars(measured)))
-        result = json.loads(kept.read_text(encoding="utf-8"))
+        result = self.kept_result(step.run, lambda: self.measure(step))
         self.journal.record("run", id=step.id, who=step.who, run=step.run, seed=step.seed, **result)
-        number = f"val_bpb {result['val_bpb']:.6f}" if result["status"] == "ok" else result["reason"]
-        self.log(f"run {step.run}: {result['status']}, {number}, {result['minutes']:.1f} min")
+        self.log_run(step.run, result)
         if result["status"] == "crash" and not state.incumbent:
             self.settle("crash")
             raise UserError(f"the baseline fails: {result['reason']}; the same command tries it again")
@@ -159,11 +159,7 @@ class Night:
         trained = state.incumbent if step.who == "incumbent" else state.pending
         source = self.branch.source(trained.commit)
         self.log(f"run {step.run}, seed {step.seed}: {trained.hypothesis}")
-        if not self.runner.preflight_seconds:
-            self.runner.preflight(source)  # after a resume: measures how long a start takes
-        self.runner.reference = self.branch.source((state.baseline or state.experiments[-1]).commit)
-        self.runner.first_speed = state.speed
-        measured = self.runner.run(step.run, source, step.seed)
+        measured = self.train(step.run, source, step.seed)
         self.invalid = self.invalid + 1 if measured.status == "invalid" else 0
         if self.invalid < INVALID_RUNS:
             return measured
@@ -172,6 +168,66 @@ class Night:
         if not state.incumbent:
             raise UserError(f"{reason}; close other programs and run it again")
         return replace(measured, status="crash", reason=reason, spoiled=True)
+
+    def train(self, name: str, source: str, seed: int, **options: bool) -> Any:
+        """Train and score a source, timed against the baseline."""
+        state = self.journal.state
+        if not self.runner.preflight_seconds:
+            self.runner.preflight(source)  # after a resume: measures how long a start takes
+        self.runner.reference = self.branch.source((state.baseline or state.experiments[-1]).commit)
+        self.runner.first_speed = state.speed
+        return self.runner.run(name, source, seed, **options)
+
+    @property
+    def run_seconds(self) -> float:
+        return 60 * self.runner.settings["minutes"] + CONFIRM_SECONDS
+
+    def time_to_confirm(self) -> str:
+        """A reason to end the experiments: the time until the deadline is just enough to confirm what was kept."""
+        needed = confirm.runs_left(self.journal.state) * self.run_seconds
+        return "time to confirm the winner" if self.deadline and self.deadline.seconds < needed else ""
+
+    def confirm_winner(self) -> str:
+        """Run the winner and the baseline with new seeds, then the winner without each change; return why it ended."""
+        while trial := confirm.next_trial(self.journal.state):
+            late = self.deadline and self.deadline.seconds < self.run_seconds
+            if reason := self.stop() or ("end time reached" if late else ""):
+                return reason
+            name = f"{trial.name}-r{confirm.attempts(self.journal.state, trial) + 1}"
+            result = self.kept_result(name, lambda trial=trial, name=name: self.confirmation(trial, name))
+            fields = {key: result.get(key) for key in CONFIRMED}
+            self.journal.record("confirmation", **trial._asdict(), run=name, **fields)
+            self.log_run(name, result)
+        return "done"
+
+    def confirmation(self, trial: confirm.Trial, name: str) -> Any:
+        """One run of the confirmation."""
+        state = self.journal.state
+        chosen = state.experiments[trial.id]
+        source, what = self.branch.source(chosen.commit), chosen.hypothesis
+        if trial.without is not None:
+            change = state.experiments[trial.without]
+            what = f"without {change.hypothesis}"
+            known = confirm.without_values(source, change.edit or {}, self.settings)
+            try:
+                source = known or self.branch.taken_back(source, change.commit)
+            except UserError as reason:
+                return Measured("crash", None, 0.0, 0.0, f"cannot be taken back alone: {reason}")
+        self.log(f"run {name}, seed {trial.seed}: {what}")
+        return self.train(name, source, trial.seed, test=True)
+
+    def log_run(self, name: str, result: dict[str, Any]) -> None:
+        number = f"val_bpb {result['val_bpb']:.6f}" if result["status"] == "ok" else result["reason"]
+        self.log(f"run {name}: {result['status']}, {number}, {result['minutes']:.1f} min")
+
+    def kept_result(self, name: str, measure: Callable[[], Any]) -> dict[str, Any]:
+        """The result of a run; one that a kill left unrecorded is taken over."""
+        kept = self.folder / "results" / f"{name}.json"
+        if not kept.is_file():
+            measured = measure()
+            kept.parent.mkdir(exist_ok=True)
+            write_atomic(kept, json.dumps(vars(measured)))
+        return json.loads(kept.read_text(encoding="utf-8"))
 
     def judge(self) -> None:
         state = self.journal.state
@@ -216,13 +272,15 @@ def run(kind: str, model: str, cli: str, llm_share: float, max_experiments: int 
     with held(folder):
         session.stay_awake()
         parts = open_night(folder, verbosity=verbosity, **options)
-        night = Night(folder, *parts, rigor, agent, log_line, stopper(deadline, log_line))
+        night = Night(folder, *parts, rigor, agent, log_line, stopper(deadline, log_line), deadline=deadline)
         task = task_line(night.runner.settings)
         log_line(f"night {folder.name}: agent {agent.name}, sandbox {night.runner.sandbox}, {task}")
         try:
             with dashboard(night, deadline, verbosity):
                 ended = night.go(max_experiments)
-            log_line(f"ended: {ended}")
+                log_line(f"ended: {ended}")
+                if deadline and not night.stop():
+                    log_line(f"confirmation: {night.confirm_winner()}")
         finally:
             print(summary(night))
             print(f"{folder}/results.tsv; resume with: python agent_loop.py run --tag {folder.name}")
@@ -249,6 +307,29 @@ def try_command(message: str, tag: str | None, rigor: str, **options: Any) -> No
         night.go(1, final=False)
         done = night.journal.state.experiments[-1]
         print(f"{done.status}: {done.reason or done.hypothesis}")
+        print(summary(night))
+
+
+@command.command(
+    "confirm",
+    help="Run the winner of a night against its baseline with new seeds, then without each of its changes.",
+    epilog=examples("agent_loop.py confirm --tag nov22", "agent_loop.py confirm --until 09:00"),
+)
+@tag_option("the latest")
+@until_option
+@verbosity_options("Print only the summary and errors.", "Also print the output of preflight, training and scorer.")
+def confirm_command(tag: str | None, until: datetime | None, verbosity: int) -> None:
+    folder = NIGHTS / existing(tag)
+    deadline, log_line = Until(until.time()) if until else None, log if verbosity > QUIET else silent
+    with held(folder):
+        session.stay_awake()
+        parts = open_night(folder, preset=None, minutes=None, sandbox="auto", verbosity=verbosity)
+        night = Night(folder, *parts, "full", None, log_line, stopper(deadline, log_line), deadline=deadline)
+        if not confirm.kept_changes(night.journal.state):
+            raise UserError(f"night {folder.name} has kept no change, so there is nothing to confirm")
+        with dashboard(night, deadline, verbosity):
+            ended = night.confirm_winner()
+        log_line(f"ended: {ended}")
         print(summary(night))
 
 

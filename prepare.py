@@ -21,6 +21,7 @@ from typing import Any
 
 import click
 
+from lab.data.shards import HELD_OUT
 from lab.errors import UserError
 from lab.show import QUIET, VERBOSE, Bars, Finite, examples, silent, verbosity_options
 from lab.training.run import DEFAULT_PRESET, current_path, execute, guarded, recorded, settings
@@ -162,11 +163,13 @@ def _files(path: str) -> list[str]:
 @click.option("--sandbox", type=click.Choice(["auto", *KINDS]), default="auto", show_default=True,
               help="Sandbox for the model process.")  # fmt: skip
 @click.option("--batches", type=click.IntRange(min=1), help="Only check that this many batches can be scored.")
-def score_command(run_dir: Path, sandbox: str, batches: int | None) -> None:
+@click.option("--text", "part", type=click.Choice(HELD_OUT), default="val", show_default=True,
+              help="val, or test: the documents that only the confirmation of a night scores.")  # fmt: skip
+def score_command(run_dir: Path, sandbox: str, batches: int | None, part: str) -> None:
     from lab.scoring.score import score_run
     from lab.trial.sandbox import available
 
-    score = score_run(run_dir.resolve(), available() if sandbox == "auto" else sandbox, batches)
+    score = score_run(run_dir.resolve(), available() if sandbox == "auto" else sandbox, batches, part)
     if score["status"] == "tried":
         return
     if score["status"] != "ok":

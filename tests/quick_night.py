@@ -24,12 +24,12 @@ class Bench(simulated.SimulatedBench):
         self.folder, self.phase = folder, Phase()
         self.code = f"import time; print('begun', flush=True); time.sleep({seconds}); print('done')"
 
-    def run(self, name: str, source: str, seed: int) -> Measured:
+    def run(self, name: str, source: str, seed: int, test: bool = False) -> Measured:
         run_dir = self.folder / "runs" / name
         run_dir.mkdir(parents=True, exist_ok=True)
         command, limits = [sys.executable, "-S", "-c", self.code], guard.Limits(60, 1 << 30)
         outcome = guard.run(command, run_dir, Policy((run_dir,)), limits, sandbox="none")
-        measured = super().run(name, source, seed)
+        measured = super().run(name, source, seed, test)
         return measured if outcome.status == "ok" else Measured("crash", None, 0.1, 0.1, outcome.status)
 
 

@@ -1,9 +1,12 @@
-"""Prepared data: documents -> tokenizer.json, train-*.npy, val.npy and a manifest, in one folder of the cache.
+"""Prepared data: documents -> tokenizer.json, train-*.npy, val.npy, test.npy and a manifest, in a folder of the cache.
 
 The folder is named by preset, vocabulary and a digest of everything that determines its content. Each file is written
 atomically and recorded in shards.jsonl, so that an interrupted preparation resumes where it stopped; the manifest is
 written last, and without it the folder is incomplete. Shards are flat uint16 token arrays; <|bos|> starts every
 document. One process per core encodes them, a few shards at a time, so memory does not grow with the text.
+
+val.npy is what every verdict looks at. test.npy is as much text again, the validation documents that follow: only the
+confirmation of a night scores it. A source with too few documents has none.
 
 The task fingerprint is a digest of the scored text, the context length and the budget, and of nothing else.
 """
@@ -41,7 +44,8 @@ SHARD_BYTES = 8 * 2**20  # UTF-8 bytes of text per shard
 SAMPLE_BYTES = 8_000_000  # of text that the tokenizer is trained on
 ENCODE_DOCUMENTS = 512  # documents per call to the tokenizer library
 
-PARTS = ("train", "val", "tokenizer")  # of a manifest; an experiment opens only train and cannot read val
+PARTS = ("train", "val", "tokenizer")  # of a manifest; an experiment opens only train and cannot read the held-out text
+HELD_OUT = ("val", "test")
 
 Progress = Callable[[str, int, int], None]  # (label, bytes done, total bytes)
 
@@ -74,8 +78,16 @@ class Prepared:
 
     @cached_property
     def val(self) -> np.ndarray:
-        """(tokens,) uint16: the scored documents, concatenated, <|bos|> before each."""
-        return np.load(self.folder / self.manifest["val"]["name"])
+        return self.held_out("val")
+
+    def held_out(self, part: str) -> np.ndarray:
+        """(tokens,) uint16: the documents of "val" or "test", concatenated, <|bos|> before each."""
+        return np.load(self.folder / self.manifest[part]["name"])
+
+    @property
+    def has_test(self) -> bool:
+        """False if the source has no documents left for it, or it was prepared by an earlier version."""
+        return bool(self.manifest.get("test"))
 
     def fingerprint(self, sequence_length: int, minutes: float, steps: int | None = None) -> str:
         """Identifies the task: scored text, context and budget. Results of different tasks are never compared."""
@@ -84,6 +96,7 @@ class Prepared:
 
     def damaged(self, parts: tuple[str, ...] = PARTS) -> list[str]:
         """Names of files that are missing or do not match the manifest."""
+        parts = (*parts, "test") if "val" in parts and self.has_test else parts
         listed = {part: self.manifest[part] for part in parts}
         entries = [e for entry in listed.values() for e in (entry if isinstance(entry, list) else [entry])]
         paths = [(entry["name"], self.folder / entry["name"], entry["sha256"]) for entry in entries]
@@ -129,9 +142,10 @@ def prepare(preset: Preset, corpus: "Corpus", progress: Progress) -> tuple[Prepa
                 rebuilt = Prepared(folder, _manifest(folder)).damaged()
             except UserError:
                 rebuilt = ["manifest.json"]
-            if not rebuilt:
+            if not rebuilt and "test" in _manifest(folder):
                 return open_prepared(folder), []
-            (folder / "manifest.json").unlink()
+            if rebuilt:  # else an earlier version prepared it, without a test text, and it is in use
+                (folder / "manifest.json").unlink()
         for leftover in folder.glob(".*.tmp"):  # from a killed preparation
             leftover.unlink()
         _build(folder, preset, corpus, decides, progress)
@@ -148,8 +162,9 @@ def _build(folder: Path, preset: Preset, corpus: "Corpus", decides: dict[str, An
         _record(folder, Shard("tokenizer.json", 0, 0, 0, sha256(tokenizer_path)))
     tokenizer = Tokenizer.load(tokenizer_path)
 
-    val_texts = scored_documents(corpus.val(), preset.data.val_bytes)
+    val_texts, test_texts = held_out_documents(corpus.val(), preset.data.val_bytes)
     val = _write_shard(folder, "val.npy", val_texts, tokenizer)
+    test = _write_shard(folder, "test.npy", test_texts, tokenizer)._asdict() if test_texts else None
     total = 0 if preset.data.source == "files" else preset.data.train_bytes  # the user's files may hold less
     train = list(_write_train(folder, corpus.train(), total, done, progress))
     if not train:
@@ -160,6 +175,7 @@ def _build(folder: Path, preset: Preset, corpus: "Corpus", decides: dict[str, An
         "decides": decides,
         "tokenizer": {"name": "tokenizer.json", "sha256": sha256(tokenizer_path)},
         "val": val._asdict(),
+        "test": test,
         "val_text_sha256": hashlib.sha256("\0".join(val_texts).encode()).hexdigest(),
         "train": [shard._asdict() for shard in train],
         "totals": {key: sum(getattr(shard, key) for shard in train) for key in ("documents", "bytes", "tokens")},
@@ -168,9 +184,22 @@ def _build(folder: Path, preset: Preset, corpus: "Corpus", decides: dict[str, An
     write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1))
 
 
-def scored_documents(documents: Iterable[str], limit: int) -> list[str]:
-    """The first whole documents of at most `limit` UTF-8 bytes together: skips documents until one fits, then stops at
-    the first that does not. Raises UserError if none fits."""
+def held_out_documents(documents: Iterable[str], limit: int) -> tuple[list[str], list[str]]:
+    """The first whole documents of at most `limit` UTF-8 bytes together, and as much from those that follow. Raises
+    UserError if none fits."""
+    documents = iter(documents)
+    val = _fitting(documents, limit)
+    if not val:
+        raise UserError(
+            f"no validation document fits in val_bytes = {limit}: the source has too few documents, or they are too "
+            "long; choose other files with VAL_FILES="
+        )
+    scored = set(val)
+    return val, _fitting((text for text in documents if text not in scored), limit)
+
+
+def _fitting(documents: Iterator[str], limit: int) -> list[str]:
+    """Skips documents until one fits, then stops at the first that does not."""
     chosen, total = [], 0
     for text in documents:
         size = len(text.encode())
@@ -179,11 +208,6 @@ def scored_documents(documents: Iterable[str], limit: int) -> list[str]:
             total += size
         elif chosen:
             break
-    if not chosen:
-        raise UserError(
-            f"no validation document fits in val_bytes = {limit}: the source has too few documents, or they are too "
-            "long; choose other files with VAL_FILES="
-        )
     return chosen
 
 

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from lab.errors import one_line
 from lab.interface.plot import count
+from lab.loop.confirm import confirmed
 from lab.loop.history import Experiment
 from lab.loop.stop import Until
 from lab.machine.condition import Condition
@@ -139,5 +140,12 @@ def summary(night: Any) -> str:
         f"incumbent {best.val_bpb:.6f} (experiment {best.id}, {runs(best)})",
         f"noise     {state.noise}",
     ]
-    lines += [f"  kept {e.id}: {e.hypothesis} ({e.delta:+.6f})" for e in state.tried_out if e.status == "keep"]
+    found = confirmed(state)
+    lines += [f"confirmed {found.gain}, {count(found.pairs, 'new seed')}"] if found else []
+    lines += [f"test text {found.test}"] if found and found.test else []
+    shares = found.shares if found else {}
+    for e in state.tried_out:
+        if e.status == "keep":
+            share = f"; the winner loses {shares[e.id]} without it" if e.id in shares else ""
+            lines.append(f"  kept {e.id}: {e.hypothesis} ({e.delta:+.6f}{share})")
     return "\n".join(lines)

@@ -52,10 +52,13 @@ agent_options = _together(
                  help="For --agent hybrid: share of proposals by the model."),
 )  # fmt: skip
 
+until_option = click.option("--until", type=click.DateTime(["%H:%M"]), metavar="HH:MM",
+                            help="Start nothing new from this time of day, like 07:00; a night confirms its winner "
+                            "before.  [default: no limit]")  # fmt: skip
+
 # When a night ends.
 end_options = _together(
     click.option("--max-experiments", type=click.IntRange(min=0),
                  help="Stop after this many experiments.  [default: no limit]"),
-    click.option("--until", type=click.DateTime(["%H:%M"]), metavar="HH:MM",
-                 help="Start no new experiment from this time of day, like 07:00.  [default: no limit]"),
+    until_option,
 )  # fmt: skip

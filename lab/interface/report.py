@@ -20,6 +20,7 @@ from typing import Any
 from lab.errors import UserError
 from lab.files import ROOT, write_atomic
 from lab.interface.plot import count, picture, short
+from lab.loop.confirm import Gain, confirmed
 from lab.loop.git import run
 from lab.loop.history import Experiment, State
 from lab.loop.journal import Journal, lock, read
@@ -111,7 +112,9 @@ def page(report: Report, stories: str | None, refresh: int = 0) -> str:
     """report.html: one file, nothing from the network. `refresh`: seconds between reloads, 0 for never."""
     sources = _sources(report)
     curves = {e.id: _curve(report, e) for e in report.state.settled}
-    rows = "\n".join(_row(report, e, sources, curves) for e in report.state.settled)
+    found = confirmed(report.state)
+    shares = found.shares if found else {}
+    rows = "\n".join(_row(report, e, sources, curves, shares) for e in report.state.settled)
     tag = report.folder.name
     pictures = {
         f"{'dark' if dark else 'light'}_{'narrow' if narrow else 'wide'}": base64.b64encode(
@@ -167,12 +170,29 @@ def summary(report: Report) -> str:
             f"{count(len(best.results), 'run')}."
         )
     noise = str(state.noise)
-    return f"{first} {second} {noise[0].upper()}{noise[1:]}."
+    return f"{headline(state)}{first} {second} {noise[0].upper()}{noise[1:]}."
 
 
-def _row(report: Report, e: Experiment, sources: dict[int, list[str]], curves: dict[int, list[tuple]]) -> str:
+def headline(state: State) -> str:
+    """What the confirmation found, "" before it has run."""
+    found = confirmed(state)
+    if found is None:
+        return ""
+    new_text = "" if found.test is None else f"; on text that no verdict looked at, {found.test}"
+    return f"Confirmed with {count(found.pairs, 'new seed')}: a gain of {found.gain} bits per byte{new_text}. "
+
+
+def _row(
+    report: Report,
+    e: Experiment,
+    sources: dict[int, list[str]],
+    curves: dict[int, list[tuple]],
+    shares: dict[int, Gain],
+) -> str:
     parent = report.parents.get(e.id)
     inside = [f"<p>{html.escape(e.reason)}</p>"] if e.reason else []
+    if share := shares.get(e.id):
+        inside.append(f"<p>Confirmation: without this change, the winner loses {share} bits per byte.</p>")
     if e.values:
         inside.append(f'<p class="quiet">runs: {", ".join(map(_run, e.results))}; {html.escape(e.agent)}</p>')
     if parent and e.id in sources and parent.id in sources:

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from lab.errors import UserError
 from lab.files import inside, write_atomic
-from lab.loop.git import branch, entry, git, named, repository, unfiltered, users
+from lab.loop.git import branch, entry, git, named, repository, run, unfiltered, users
 
 TAG = re.compile(r"(?!.*(\.\.|\.lock$|\.$))[A-Za-z0-9][A-Za-z0-9._-]{0,79}", re.ASCII)
 TAG_RULE = "up to 80 letters, digits, dots, hyphens and underscores, starting with a letter or digit"
@@ -101,6 +102,16 @@ class Branch:
     def source(self, commit: str) -> str:
         """train.py of a commit."""
         return git(self.repository, "cat-file", "blob", f"{commit}:train.py", strip=False).replace("\r\n", "\n")
+
+    def taken_back(self, source: str, commit: str) -> str:
+        """`source` without what `commit` changed in train.py. Raises UserError if later changes overlap with it."""
+        with TemporaryDirectory(prefix="take-back-") as folder:
+            for name, text in (("now", source), ("after", self.source(commit)), ("before", self.source(f"{commit}^"))):
+                Path(folder, name).write_text(text, encoding="utf-8")
+            try:
+                return run(Path(folder), "merge-file", "-p", "-q", "now", "after", "before").decode()
+            except UserError:
+                raise UserError("later changes overlap with it") from None
 
     def commit(self, source: str, message: str) -> str:
         """Commit this train.py on top of the branch; returns the commit. `reset` moves the branch."""

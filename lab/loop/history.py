@@ -31,6 +31,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "kept": ("id",),
     "discarded": ("id",),
     "crashed": ("id", "reason"),
+    "confirmation": ("id", "without", "run", "seed", "status", "val_bpb", "test_bpb", "reason"),
     "note": ("text",),
 }
 CLOSING = {"kept": "keep", "discarded": "discard", "crashed": "crash"}
@@ -50,6 +51,7 @@ class Experiment:
     status: Literal["pending", "keep", "discard", "crash"] = "pending"
     results: list[Run] = field(default_factory=list)  # its valid runs, including later ones as incumbent
     parent: int | None = None  # the incumbent that it changes
+    same_work: bool = False  # it does the same work for a token as the incumbent that it changes
     work: int = 0  # the first experiment that does the same work for a token
     selected: int = 0  # number of its first runs, on which it was kept
     val_bpb: float | None = None  # the baseline's, plus the difference by the verdicts
@@ -70,6 +72,17 @@ class Experiment:
     def code(self) -> Code:
         """Its runs, as the verdict needs them."""
         return Code(self.id, self.results, self.parent if self.status == "keep" else None, self.selected, self.work)
+
+
+class Confirmation(NamedTuple):
+    """One run of the morning's confirmation (lab.loop.confirm)."""
+
+    id: int  # experiment
+    without: int | None  # kept change that was taken back
+    seed: int
+    status: str  # ok, crash or invalid
+    run: Run | None
+    test: Run | None  # the same, scored on the text that no verdict looks at
 
 
 class Noise(NamedTuple):
@@ -110,6 +123,7 @@ class State:
     tried: dict[str, int] = field(default_factory=dict)  # AST fingerprint -> experiment, or -1 if refused
     refusals: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=REFUSALS))
     refused: int = 0
+    confirmations: list[Confirmation] = field(default_factory=list)
     condition: dict[str, Any] | None = None  # lab.machine.condition.Condition at the end of the last run
     speed: float | None = None  # of the machine during the first run: pace 1
     remeasure: bool = True  # False once the incumbent crashed during the pending experiment
@@ -148,7 +162,7 @@ class State:
     def judge(self, rigor: Rigor = "full", to_come: int | None = None) -> Decision:
         """The verdict on the pending experiment, once `step` says "judge"; `to_come` as in `decide`."""
         best = self.incumbent
-        candidate, *known = paced([e.code for e in (self.pending, *([best] if best else []), *self._teachers())])
+        candidate, *known = paced([e.code for e in (self.pending, *([best] if best else []), *self.teachers())])
         return decide(
             candidate,
             known[0] if best else None,
@@ -160,7 +174,7 @@ class State:
             to_come=to_come,
         )
 
-    def _teachers(self) -> list[Experiment]:
+    def teachers(self) -> list[Experiment]:
         """What the verdict estimates seeds and noise from: the kept ones and the last others with several runs."""
         decided = [e for e in self.experiments if e.status in ("keep", "discard") and e is not self.incumbent]
         kept = [e for e in decided if e.status == "keep"]
@@ -218,9 +232,9 @@ class State:
         given |= {"hypothesis": record["hypothesis"][:TEXT], "edit": record.get("edit")}
         parent = self.incumbent and self.incumbent.id
         edit = given["edit"] or {}
-        same = self.incumbent and edit.get("form") == "set" and space.same_work(edit["values"])
-        work = self.incumbent.work if same else given["id"]
-        self.pending = Experiment(**given, baseline=self.incumbent is None, parent=parent, work=work)
+        same = self.incumbent is not None and edit.get("form") == "set" and space.same_work(edit["values"])
+        given |= {"same_work": same, "work": self.incumbent.work if same else given["id"]}
+        self.pending = Experiment(**given, baseline=self.incumbent is None, parent=parent)
         self.experiments.append(self.pending)
         self.tried[record["fingerprint"]] = record["id"]
         self.remeasure = True
@@ -247,6 +261,13 @@ class State:
             ran.reason, ran.spoiled = record["reason"][:TEXT], record.get("spoiled", False)
         else:
             self.remeasure = False
+
+    def _confirmation(self, record: dict[str, Any]) -> None:
+        self.speed = self.speed or record.get("speed")
+        values, known = (record["val_bpb"], record["test_bpb"]), (record.get("pace"), record["n"], record.get("tokens"))
+        runs = [None if value is None else Run(record["seed"], value, *known) for value in values]
+        name = record["id"], record["without"], record["seed"]
+        self.confirmations.append(Confirmation(*name, record["status"], *runs))
 
     def _verdict(self, record: dict[str, Any]) -> None:
         judged = self.pending
@@ -287,6 +308,8 @@ class State:
 
 
 def _check_values(event: str, fields: dict[str, Any]) -> None:
+    if event == "confirmation":
+        event = "run"  # the same rules
     if event == "run" and fields["status"] not in ("ok", "crash", "invalid"):
         raise ValueError(f"run with status {fields['status']!r}")
     if event == "run" and fields["status"] == "ok" and not isfinite(fields["val_bpb"]):

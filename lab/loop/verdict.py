@@ -6,9 +6,10 @@ The model. Over the runs of a night, with normal noise,
 
 A seed sets the initial parameters and the order of the text for any code, so most of its effect on a run is the same
 for two codes. Measured at val_bpb 0.97 (250 steps, four seeds, three codes): a seed moves a run by 0.0073 (sd), and a
-difference of two codes at the same seed varies by 0.0018. `pace` is the speed of the machine during the run (lab.loop.pace):
-five minutes at another pace are another number of tokens, and val_bpb falls with their logarithm. `Fit` solves the model by generalized least squares over the candidate, the incumbent
-and the codes with two runs or more, from which it estimates the effects of the seeds. Its priors, as shares of val_bpb:
+difference of two codes at the same seed varies by 0.0018. `pace` is the speed of the machine during the run
+(lab.loop.pace): five minutes at another pace are another number of tokens, and val_bpb falls with their logarithm.
+`Fit` solves the model by generalized least squares over the candidate, the incumbent and the codes with two runs or
+more, from which it estimates the effects of the seeds. Its priors, as shares of val_bpb:
 
 - Seeds are random with sd SEED, pairs with sd PAIR. Both are estimated from the night's own runs. Each has a log-normal
   prior with sd DOUBT, which weighs as much as two degrees of freedom. Differences scatter more where the effect is
@@ -26,8 +27,8 @@ against a gain of GAIN pair sds bounds t from both sides (`bounds`):
 - above: keep, but never below LEAST (both widened for few degrees of freedom), and only with two shared seeds;
 - below, or worse by WORSE errors: discard. A change that makes train.py simpler is not discarded while delta < 0;
 - after CANDIDATE_RUNS runs: discard, as a near miss; a simpler change is kept;
-- where the pace is not known, the incumbent repeats CONTROLS of the shared seeds before a change is kept. The same code
-  and seed should score the same: how far the scores moved is what the machine did since. The gain must exceed that, too;
+- where the pace is not known, the incumbent repeats CONTROLS of the shared seeds before a change is kept. The same
+  code and seed should score the same: the gain must exceed what the machine did to these scores;
 - otherwise the run that reduces the error most is next: the candidate with a seed that the incumbent has, the
   incumbent with one that the candidate has, or both with a new one.
 

@@ -113,10 +113,11 @@ def model_process(run_dir: Path, vocab_size: int, sandbox: str, seconds: float =
         process.wait()
 
 
-def score_run(run_dir: Path, sandbox: str = "none", batches: int | None = None) -> dict[str, Any]:
+def score_run(run_dir: Path, sandbox: str = "none", batches: int | None = None, part: str = "val") -> dict[str, Any]:
     """Score the checkpoint of a run, write score.json (and result.json if there is a training record) and return the
     score: status "ok" with val_bpb, or "rejected" with a reason. `sandbox`, a kind of lab.trial.sandbox, confines the
-    model's process. `batches` scores only so many batches, as a preflight: status "tried", no val_bpb.
+    model's process. `batches` scores only so many batches, as a preflight: status "tried", no val_bpb. `part`: "val",
+    or "test" for the text that no verdict looks at, whose score is written to test.json only.
 
     Raises UserError for an incomplete run."""
     begun = time.perf_counter()
@@ -125,15 +126,22 @@ def score_run(run_dir: Path, sandbox: str = "none", batches: int | None = None) 
             raise UserError(f"{run_dir} has no {name}, so it is not a finished run; choose another folder in runs/")
     settings = json.loads((run_dir / "settings.json").read_text(encoding="utf-8"))
     prepared = open_prepared(Path(settings["prepared"]), parts=("val", "tokenizer"))
+    if not prepared.manifest.get(part):
+        raise UserError(
+            f"{prepared.folder} has no {part} text: its source has no more documents, or run `make prepare`"
+        )
     length = settings["preset"]["task"]["sequence_length"]
     score = {"task": prepared.fingerprint(length, settings["minutes"], settings["steps"])}
     try:
         with model_process(run_dir, prepared.tokenizer.vocab_size, sandbox) as model:
             checkpoint = run_dir / "checkpoint.safetensors"
-            score |= {"status": "ok"} | evaluate(model, prepared, length, checkpoint, batches)
+            score |= {"status": "ok"} | evaluate(model, prepared, length, checkpoint, batches, part)
     except Rejected as reason:
         score |= {"status": "rejected", "reason": str(reason)}
     score["scoring_seconds"] = round(time.perf_counter() - begun, 2)
+    if part == "test":
+        write_atomic(run_dir / "test.json", json.dumps(score))
+        return score
     write_atomic(run_dir / "score.json", json.dumps(score))
     if trained := _trained(run_dir / "train.json"):
         result = trained | {key: value for key, value in score.items() if key != "documents"}
@@ -151,13 +159,19 @@ def _trained(path: Path) -> dict[str, Any]:
 
 
 def evaluate(
-    model: ModelProcess, prepared: Prepared, length: int, checkpoint: Path, batches: int | None = None
+    model: ModelProcess,
+    prepared: Prepared,
+    length: int,
+    checkpoint: Path,
+    batches: int | None = None,
+    part: str = "val",
 ) -> dict[str, Any]:
-    """Bits per byte of the validation documents, with the counts it is computed from. Raises Rejected."""
+    """Bits per byte of the documents of a part, with the counts it is computed from. Raises Rejected."""
     bos = prepared.tokenizer.bos
-    bounds = document_starts(prepared.val, bos)
+    text = prepared.held_out(part)
+    bounds = document_starts(text, bos)
     packed = pack(bounds, length)
-    index, rows = packed.index, packed.take(prepared.val, bos)
+    index, rows = packed.index, packed.take(text, bos)
     batch = batch_rows(length, model.vocab_size)
     probes = np.random.default_rng()  # unpredictable: an experiment cannot know which batches are probed
 
@@ -184,8 +198,8 @@ def evaluate(
         raise Rejected("the model keeps state: the same tokens got other logits at the end of scoring")
     if batches is not None:
         return {"status": "tried"}
-    if counted.sum() != prepared.manifest["val"]["bytes"]:
-        raise AssertionError(f"{counted.sum()} bytes scored of {prepared.manifest['val']['bytes']}")
+    if counted.sum() != prepared.manifest[part]["bytes"]:
+        raise AssertionError(f"{counted.sum()} bytes scored of {prepared.manifest[part]['bytes']}")
     return {
         "val_bpb": bits_per_byte(nats.sum(), int(counted.sum())),
         "scored_bytes": int(counted.sum()),

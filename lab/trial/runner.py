@@ -18,7 +18,7 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
-from lab.data.shards import PARTS, open_prepared
+from lab.data.shards import HELD_OUT, PARTS, open_prepared
 from lab.errors import UserError, one_line
 from lab.files import remove, write_atomic
 from lab.machine import hardware
@@ -38,6 +38,7 @@ RECORDS = (
     "steps.jsonl",
     "train.json",
     "score.json",
+    "test.json",
     "result.json",
     "run.log",
     "score.log",
@@ -70,6 +71,7 @@ class Measured:
     tokens: int | None = None  # trained on, as the run recorded it; None: unknown
     speed: float | None = None  # of the machine during the run, in a unit of its own; None: not measured
     pace: float | None = None  # the same, relative to the first run of the night
+    test_bpb: float | None = None  # of the text that no verdict looks at; None: not scored
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,8 @@ class Runner:
                 reason = failure(outcome)
         return self._checked(reason, run_dir) if reason else ""
 
-    def run(self, name: str, source: str, seed: int) -> Measured:
-        """Train this source for the budget and score it."""
+    def run(self, name: str, source: str, seed: int, test: bool = False) -> Measured:
+        """Train this source for the budget and score it; with `test`, also on the text that no verdict looks at."""
         self.check_data()
         run_dir = self._empty(name)
         with self._in_phase("waiting for the machine"):
@@ -126,6 +128,7 @@ class Runner:
         with self._in_phase("scoring"):
             after = self._condition()
             score = self._score(run_dir, source, seed) if outcome.status == "ok" else {}
+            tested = self._score(run_dir, source, seed, None, "--text", "test") if test and score.get("val_bpb") else {}
         cost = (outcome.peak_memory_mb / 1024, (time.monotonic() - began) / 60)
         conditions = (vars(before), vars(after))
         if outcome.stopped_seconds > SLEPT_SECONDS:
@@ -137,7 +140,7 @@ class Runner:
         if reason := invalid_reason(before, after, self.usual_flops, outcome.status, share):
             return Measured("invalid", None, *cost, reason, *conditions)
         if score.get("status") == "ok":
-            known = {"tokens": self._tokens(run_dir), "speed": speed, "pace": pace}
+            known = {"tokens": self._tokens(run_dir), "speed": speed, "pace": pace, "test_bpb": tested.get("val_bpb")}
             return Measured("ok", score["val_bpb"], *cost, "", *conditions, **known)
         reason = self._checked(score.get("reason") or failure(outcome), run_dir)
         for path in leftovers(run_dir):  # they may fill the disk
@@ -191,7 +194,8 @@ class Runner:
     def _train(self, run_dir: Path, source: str, seed: int, seconds: float, *flags: str) -> guard.Outcome:
         sent = self._sent(run_dir.name, source, seed)
         prepared = Path(self.settings["prepared"])
-        policy = Policy((run_dir,), readable=(self.worktree, prepared, sent), hidden=(prepared / "val.npy",))
+        hidden = tuple(path for part in HELD_OUT if (path := prepared / f"{part}.npy").exists())
+        policy = Policy((run_dir,), readable=(self.worktree, prepared, sent), hidden=hidden)
         env = os.environ | {"AUTORESEARCH_SETTINGS": str(sent / "settings.json")}
         command = [sys.executable, str(sent / "train.py"), "--run-dir", str(run_dir), "--no-score", *flags]
         limits = Limits(seconds, int(hardware.describe()["memory_gb"] * MEMORY_SHARE * 2**30))
@@ -219,8 +223,9 @@ class Runner:
         write_atomic(run_dir / "train.py", source)
         write_atomic(run_dir / "settings.json", json.dumps(self.settings | {"seed": seed, "steps": steps}))
         scorer = [sys.executable, str(self.worktree / "prepare.py"), "score"]
+        written = run_dir / ("test.json" if "--text" in flags else "score.json")
         for _ in range(2):
-            (run_dir / "score.json").unlink(missing_ok=True)
+            written.unlink(missing_ok=True)
             done = subprocess.run(
                 [*scorer, str(run_dir), "--sandbox", self.sandbox, *flags],
                 capture_output=True,
@@ -230,8 +235,8 @@ class Runner:
                 start_new_session=True,
             )
             self._echo(done.stdout + done.stderr)
-            if (run_dir / "score.json").is_file():
-                return json.loads((run_dir / "score.json").read_text(encoding="utf-8"))
+            if written.is_file():
+                return json.loads(written.read_text(encoding="utf-8"))
         line = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         return {"status": "rejected", "reason": f"scoring failed: {line[:200]}"}
 

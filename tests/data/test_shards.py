@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, documents, environment, refusal, run_script, write_jsonl
 
-from lab.data.shards import Prepared, open_prepared, scored_documents
+from lab.data.shards import Prepared, held_out_documents, open_prepared
 from lab.data.tokens import Tokenizer
 from lab.errors import UserError
 
@@ -423,36 +423,58 @@ def test_memory_is_flat_in_the_size_of_the_text(tmp_path):
 # ---- the rule for what is scored, and the task
 
 
+def scored(documents: list[str], limit: int) -> list[str]:
+    return held_out_documents(documents, limit)[0]
+
+
 def test_the_first_whole_documents_that_fit_are_scored():
-    assert scored_documents(["aaaa", "bbb", "cc", "d"], 7) == ["aaaa", "bbb"]
-    assert scored_documents(["aaaa", "bbb"], 100) == ["aaaa", "bbb"]
+    assert scored(["aaaa", "bbb", "cc", "d"], 7) == ["aaaa", "bbb"]
+    assert scored(["aaaa", "bbb"], 100) == ["aaaa", "bbb"]
 
 
 def test_a_document_that_does_not_fit_ends_the_list_even_if_a_later_one_would():
-    assert scored_documents(["aaaa", "bbbbbb", "c"], 7) == ["aaaa"]
+    assert scored(["aaaa", "bbbbbb", "c"], 7) == ["aaaa"]
 
 
 def test_too_long_documents_at_the_start_are_passed_over():
-    assert scored_documents(["too long", "too long too", "aaaa", "bbbbbb", "c"], 7) == ["aaaa"]
+    assert scored(["too long", "too long too", "aaaa", "bbbbbb", "c"], 7) == ["aaaa"]
 
 
 def test_the_limit_counts_utf8_bytes():
-    assert scored_documents(["éé", "é"], 5) == ["éé"]
-    assert scored_documents(["€", "a"], 3) == ["€"]
+    assert scored(["éé", "é"], 5) == ["éé"]
+    assert scored(["€", "a"], 3) == ["€"]
 
 
 def test_an_endless_source_is_read_no_further_than_needed():
-    def endless():
-        while True:
-            yield "a story"
+    val, test = held_out_documents((f"story {n}" for n in count(100)), 90)
+    assert (len(val), len(test)) == (10, 10)
 
-    assert len(scored_documents(endless(), 70)) == 10
+
+def test_as_much_text_again_that_no_verdict_looks_at_follows_without_what_is_scored():
+    val, test = held_out_documents(["aaaa", "bbb", "ends it", "aaaa", "ccc", "bbb", "dddd", "eeee"], 7)
+    assert (val, test) == (["aaaa", "bbb"], ["ccc", "dddd"])
+    assert held_out_documents(["aaaa", "bbb"], 7) == (["aaaa", "bbb"], [])
 
 
 @pytest.mark.parametrize("documents", [[], ["too long"]])
 def test_no_document_that_fits_is_refused(documents):
     with pytest.raises(UserError, match="no validation document fits in val_bytes = 7"):
-        scored_documents(documents, 7)
+        held_out_documents(documents, 7)
+
+
+def test_data_of_an_earlier_version_gets_its_test_text_while_it_is_in_use(tmp_path):
+    files = [write_jsonl(tmp_path / f"{seed}.jsonl", documents(600, seed)) for seed in (1, 2)]
+    assert prepare(tmp_path / "cache", files[0], "--val-files", files[1]).returncode == 0
+    data = prepared_in(tmp_path / "cache")
+    assert data.manifest["test"]["documents"] > 1
+    before, manifest = identity(data.folder), data.folder / "manifest.json"
+    record = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({key: value for key, value in record.items() if key != "test"}))
+    (data.folder / "test.npy").unlink()
+    assert not prepared_in(tmp_path / "cache").has_test
+    assert prepare(tmp_path / "cache", files[0], "--val-files", files[1]).returncode == 0
+    assert json.loads(manifest.read_text()) == record
+    assert identity(data.folder)["train-00000.npy"] == before["train-00000.npy"]
 
 
 def test_the_task_does_not_depend_on_the_vocabulary(prepared, text_file, tmp_path):
@@ -479,8 +501,8 @@ def test_the_task_depends_on_context_minutes_steps_and_text(prepared, tmp_path):
 
 def test_training_text_beyond_what_is_scored_does_not_change_the_task(tmp_path):
     val = write_jsonl(tmp_path / "val.jsonl", documents(20, seed=9))
-    for name, count in (("few", 100), ("more", 200)):
-        text = write_jsonl(tmp_path / f"{name}.jsonl", documents(count))
+    for name, many in (("few", 100), ("more", 200)):
+        text = write_jsonl(tmp_path / f"{name}.jsonl", documents(many))
         assert prepare(tmp_path / name, text, "--val-files", val).returncode == 0
     few, more = prepared_in(tmp_path / "few"), prepared_in(tmp_path / "more")
     assert few.manifest["totals"]["documents"] == 100
