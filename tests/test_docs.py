@@ -66,6 +66,7 @@ PARSED = {  # command -> why it is not run
     "make prepare PRESET=fineweb": HUB,
     "make agent": HOURS,
     "make agent UNTIL=07:00": HOURS,
+    "make confirm": "needs a kept change: loop/test_confirm.py",
     "make report WATCH=1": HOURS,
     ".venv/bin/python agent_loop.py replay 1 --tag demo": "a training run more: test_loop.py",
     f"{TRY} --preset offline -m start": "two training runs more: test_loop.py",
