@@ -147,6 +147,7 @@ class Night:
         """One training run and its score."""
         state = self.journal.state
         result = self.kept_result(step.run, lambda: self.measure(step))
+        result.pop("test_bpb", None)  # of the confirmation only
         self.journal.record("run", id=step.id, who=step.who, run=step.run, seed=step.seed, **result)
         self.log_run(step.run, result)
         if result["status"] == "crash" and not state.incumbent:
