@@ -30,7 +30,7 @@ AGENT_FLAGS := $(VERBOSITY) $(if $(PRESET),--preset $(call quote,$(PRESET))) $(i
 	$(if $(UNTIL),--until $(call quote,$(UNTIL))) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(LLM_SHARE),--llm-share $(call quote,$(LLM_SHARE))) \
 	$(if $(COMMAND),--command $(call quote,$(COMMAND))) $(if $(SANDBOX),--sandbox $(call quote,$(SANDBOX))) $(if $(RIGOR),--rigor $(call quote,$(RIGOR)))
 
-.PHONY: help setup prepare fit train agent status report score sample doctor clean-cache clean-runs test bench lint format lock clean
+.PHONY: help setup prepare fit train agent suggest skip status report score sample doctor clean-cache clean-runs test bench lint format lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -69,6 +69,12 @@ agent: $(READY)  ## run a night of experiments, or resume it (PRESET= AGENT= MOD
 
 status: $(READY)  ## show the results of the latest night, or TAG=
 	@$(PY) agent_loop.py status $(if $(TAG),--tag $(call quote,$(TAG)))
+
+suggest: $(READY)  ## suggest the next experiment of a night: constants, a patch, a train.py or words (TEXT= TAG=)
+	@$(PY) agent_loop.py suggest $(if $(TAG),--tag $(call quote,$(TAG))) -- $(call quote,$(TEXT))
+
+skip: $(READY)  ## end the experiment at hand of a night (WHY= TAG=)
+	@$(PY) agent_loop.py skip $(if $(TAG),--tag $(call quote,$(TAG))) $(if $(WHY),-m $(call quote,$(WHY)))
 
 report: $(READY)  ## write report.html and progress.png for the latest night, or TAG= (WATCH=1 serves a live page)
 	@$(PY) agent_loop.py report $(if $(TAG),--tag $(call quote,$(TAG))) $(if $(WATCH),--watch)

@@ -16,7 +16,7 @@ from lab.errors import one_line
 from lab.files import ROOT
 from lab.loop import space
 from lab.loop.history import Experiment, State
-from lab.loop.proposal import Proposal, in_words
+from lab.loop.proposal import Proposal, changes, in_words
 from lab.loop.source import Constant, constants
 from lab.machine.hardware import describe
 from lab.preset import from_dict
@@ -75,6 +75,7 @@ class Briefing:
     refused_source: str = ""  # that proposal's train.py, for agents that can fix it
     attempt: int = 0  # earlier requests for this experiment; each attempt draws again
     plateau: bool = False
+    wish: str = ""  # what a person asks for, in words: this experiment has to follow it
     tried: AbstractSet[str] = field(default_factory=frozenset)  # fingerprints, made with `settings`
 
     def constants(self) -> dict[str, Constant]:
@@ -103,7 +104,7 @@ class Briefing:
         room = int(max_tokens * BYTES_PER_TOKEN)
         code = self.source if code is None else code
         shown = f"## train.py\n```python\n{code.strip()}\n```" if code else ""
-        parts = (self._standing(), shown, self._failures(room // 8), self._near_misses(), self._plateau())
+        parts = (self._standing(), shown, self._failures(room // 8), self._near_misses(), self._plateau(), self._wish())
         fixed = [part for part in parts if part]
         room -= sum(_bytes(part) + 2 for part in fixed)
         if room < 0:
@@ -132,6 +133,10 @@ class Briefing:
     def _plateau(self) -> str:
         text = "No change was kept for a long time. Move away from here: change something that was not changed yet."
         return f"## Plateau\n{text}" if self.plateau else ""
+
+    def _wish(self) -> str:
+        text = f"This experiment has to follow it as closely as possible:\n{self.wish}"
+        return f"## A person suggests\n{text}" if self.wish else ""
 
     def _history(self, room: int) -> str:
         """As many of the latest rows as fit, oldest first."""
@@ -193,7 +198,7 @@ def task_line(night: Mapping[str, Any]) -> str:
 
 def outcome(e: Experiment) -> Tried:
     """An experiment as agents see it."""
-    verdict = "discard" if e.status == "pending" else "invalid" if e.spoiled else e.status
+    verdict = "discard" if e.status == "pending" else "invalid" if e.spoiled or e.skipped else e.status
     return Tried(e.id, e.hypothesis, verdict, e.delta, e.edit)
 
 
@@ -206,11 +211,8 @@ def row(tried: Tried) -> str:
     """One line of the history: verdict, change of val_bpb, what was changed and why."""
     delta = "   --   " if tried.delta is None else f"{tried.delta:+.5f}"
     edit = tried.edit or {}
-    was = edit.get("was", {})
-    changes = [f"{name} {_short(was.get(name))} -> {_short(new)}" for name, new in edit.get("values", {}).items()]
-    changes += list(edit.get("definitions", ()))[:6]
-    what = f" [{one_line(', '.join(changes), 120)}]" if changes else ""
-    repeats = changes and "definitions" not in edit and in_words(edit) in tried.hypothesis  # adds nothing
+    what = f" [{one_line(', '.join(changes(edit)[:6]), 120)}]" if edit else ""
+    repeats = edit and "definitions" not in edit and in_words(edit) in tried.hypothesis  # adds nothing
     why = "" if repeats else f" {one_line(tried.hypothesis)}"
     return f"{tried.number:4d} {tried.verdict:8s} {delta}{what}{why}"
 
@@ -229,10 +231,6 @@ def _behind(option: Any, walls: list[Any], current: Any) -> bool:
         ):
             return True
     return False
-
-
-def _short(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _bytes(text: str) -> int:

@@ -20,6 +20,7 @@ from lab.errors import one_line
 from lab.interface.plot import count
 from lab.loop.history import Experiment
 from lab.loop.stop import Until
+from lab.loop.suggestions import Suggestions
 from lab.machine.condition import Condition
 from lab.show import QUIET, WIDEST, bar, live_console, minutes
 from lab.trial.crash import read_steps
@@ -78,8 +79,11 @@ class View:
     def rows(self) -> Iterator[tuple[str, Any]]:
         state = self.night.journal.state
         yield "incumbent", self.incumbent()
-        yield "idea", one_line(state.pending.hypothesis if state.pending else self.night.idea or "-")
+        yield "idea", one_line(state.pending.title if state.pending else self.night.idea or "-")
         yield "now", self.now()
+        if self.night.suggestions and (waiting := self.night.suggestions.waiting(state.suggestions)):
+            more = f" (and {len(waiting) - 1} more)" if len(waiting) > 1 else ""
+            yield "next", one_line(f"suggested: {waiting[0].text}{more}")
         yield "verdicts", Group(*map(verdict, state.tried_out[-VERDICTS:])) if state.tried_out else "none yet"
         yield "night", self.pace()
         yield "machine", str((state.condition and Condition(**state.condition)) or "not measured yet")
@@ -117,7 +121,7 @@ def verdict(e: Experiment) -> Text:
     """One line of a settled experiment."""
     change = "" if e.delta is None else f"{e.delta:+.6f}"
     head = Text.assemble(f"{e.id:4} ", (f"{e.status:8}", STYLE[e.status]), f"{change:10}")
-    line = head.append(one_line(e.hypothesis))
+    line = head.append(one_line(e.title))
     line.no_wrap, line.overflow = True, "ellipsis"
     return line
 
@@ -139,5 +143,6 @@ def summary(night: Any) -> str:
         f"incumbent {best.val_bpb:.6f} (experiment {best.id}, {runs(best)})",
         f"noise     {state.noise}",
     ]
-    lines += [f"  kept {e.id}: {e.hypothesis} ({e.delta:+.6f})" for e in state.tried_out if e.status == "keep"]
+    lines += [f"  kept {e.id}: {e.title} ({e.delta:+.6f})" for e in state.tried_out if e.status == "keep"]
+    lines += Suggestions(night.folder).lines(state.suggestions)
     return "\n".join(lines)

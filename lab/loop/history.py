@@ -11,6 +11,7 @@ from math import inf, isfinite
 from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
+from lab.loop.proposal import title
 from lab.loop.verdict import Code, Decision, Rigor, Run, decide
 
 TEXT = 300  # characters of a hypothesis or reason kept in the state
@@ -29,6 +30,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "kept": ("id",),
     "discarded": ("id",),
     "crashed": ("id", "reason"),
+    "skipped": ("id", "reason"),
     "note": ("text",),
 }
 CLOSING = {"kept": "keep", "discarded": "discard", "crashed": "crash"}
@@ -58,6 +60,11 @@ class Experiment:
     verdict: str = ""
     near_miss: bool = False
     reason: str = ""
+    skipped: bool = False  # a person ended it before its verdict; it counts as discarded
+
+    @property
+    def title(self) -> str:
+        return title(self.edit, self.hypothesis)
 
     @property
     def values(self) -> list[float]:
@@ -107,6 +114,7 @@ class State:
     tried: dict[str, int] = field(default_factory=dict)  # AST fingerprint -> experiment, or -1 if refused
     refusals: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=REFUSALS))
     refused: int = 0
+    suggestions: dict[str, str] = field(default_factory=dict)  # taken ones by name -> why refused, or ""
     condition: dict[str, Any] | None = None  # lab.machine.condition.Condition at the end of the last run
     remeasure: bool = True  # False once the incumbent crashed during the pending experiment
     _next: Step = field(default_factory=lambda: Step("propose"))
@@ -177,6 +185,10 @@ class State:
     def _expected(self, event: str) -> dict[str, Any]:
         """The values that the event must have. ValueError if another event is next."""
         now = self.step()
+        if event == "skipped":
+            if now.action not in ("run", "judge") or self.pending.baseline:
+                raise ValueError(f"{event} does not follow: next is {now}")
+            return {"id": now.id}
         if event == "run" and now.action == "judge" and not self.pending.runs:
             now = self._run_step(now)  # earlier versions had no verdict before the first run
         turn = {"proposal": "propose", "run": "run", "verdict": "judge"} | dict.fromkeys(CLOSING, "settle")
@@ -193,6 +205,8 @@ class State:
         """Fold in one event that `check` accepted."""
         self.n = record["n"]
         event = "closed" if record["event"] in CLOSING else record["event"]
+        if name := record.get("suggestion"):
+            self.suggestions[name] = record.get("reason", "")
         getattr(self, f"_{event}")(record)
 
     def _start(self, record: dict[str, Any]) -> None:
@@ -264,6 +278,10 @@ class State:
         if record.get("standing") is not None:
             best.val_bpb = self.baseline.val_bpb + record["standing"]
         judged.val_bpb = best.val_bpb + record["delta"]
+
+    def _skipped(self, record: dict[str, Any]) -> None:
+        self.pending.skipped, self.pending.reason = True, record["reason"][:TEXT]
+        self._closed({"event": "discarded"})
 
     def _closed(self, record: dict[str, Any]) -> None:
         self.pending.status = CLOSING[record["event"]]
