@@ -21,13 +21,14 @@ def choose_agent(kind: str, model: str, command: str, share: float, log: Log) ->
 
         return Command(command, log=log)
     from lab.agents.hybrid import Hybrid
-    from lab.agents.ollama import Ollama
-    from lab.agents.ollama_client import PATIENCE, Server
+    from lab.agents.model import LocalModel
+    from lab.agents.ollama_client import Server
+    from lab.agents.server import PATIENCE
 
     requested = kind != "auto" or bool(model)
     try:
         server = Server(patience=0.0, log=log)
-        ollama = Ollama(model, server=server, log=log)
+        ollama = LocalModel(server, model, log=log)
         ollama.choose()
     except UserError as reason:
         if requested:

@@ -289,7 +289,7 @@ def _hub() -> Iterator[Finding]:
 
 def _ollama() -> Iterator[Finding]:
     from lab.agents.briefing import NoProposal
-    from lab.agents.ollama import MEMORY_SHARE
+    from lab.agents.model import MEMORY_SHARE
     from lab.agents.ollama_client import Server
 
     alone = "search alone makes the proposals"
