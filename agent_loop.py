@@ -264,12 +264,12 @@ def command() -> None:
 @agent_options
 @end_options
 @verbosity_options("Print only the summary and errors.", "Also print the output of preflight, training and scorer.")
-def run(kind: str, model: str, cli: str, llm_share: float, max_experiments: int | None, until: datetime | None,
-        tag: str | None, verbosity: int, rigor: str, **options: Any) -> None:  # fmt: skip
+def run(kind: str, model: str, base_url: str, cli: str, llm_share: float, max_experiments: int | None,
+        until: datetime | None, tag: str | None, verbosity: int, rigor: str, **options: Any) -> None:  # fmt: skip
     folder = NIGHTS / (tag or session.tonight(NIGHTS, datetime.now()))
     deadline = Until(until.time()) if until else None
     log_line = log if verbosity > QUIET else silent
-    agent = choose_agent(kind, model, cli, llm_share, log_line)
+    agent = choose_agent(kind, model, cli, llm_share, log_line, base_url)
     with held(folder):
         session.stay_awake()
         parts = open_night(folder, verbosity=verbosity, **options)

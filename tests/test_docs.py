@@ -76,6 +76,8 @@ PARSED = {  # command -> why it is not run
     f'{TRY} -m "what I changed and why"': "the same",
     "ollama pull qwen2.5-coder:1.5b": SERVER,
     "make agent AGENT=ollama MODEL=qwen2.5-coder:1.5b": SERVER,
+    "make agent AGENT=openai": SERVER,
+    "make agent AGENT=openai BASE_URL=http://127.0.0.1:1234/v1 MODEL=qwen2.5-coder-7b-instruct": SERVER,
     "make agent AGENT=ollama MODEL=qwen2.5-coder:7b UNTIL=07:00": SERVER,
     **dict.fromkeys(re.findall(r"^make agent AGENT=command COMMAND='(?:claude|codex|gemini|opencode|aider) .*'$",
                                TEXT[ROOT / "docs/AGENTS.md"], re.M), CLI),

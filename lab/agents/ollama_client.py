@@ -92,6 +92,14 @@ class Server(ModelServer):
                 self.unread[name] = f"{name} is installed, but the server cannot show it: {reason}"
         return models
 
+    def absent(self) -> str:
+        """Why no Ollama server answers here; "" if one does."""
+        try:
+            self._patiently(self._listed)
+            return ""
+        except (NoProposal, UserError) as reason:
+            return str(reason)
+
     def refuse_if_moved(self, model: Model) -> None:
         """Raise NoProposal when `model` runs elsewhere now and did not when it was chosen."""
         entry = {"size": model.bytes, "remote_host": model.remote}
