@@ -25,6 +25,7 @@ import click
 
 from lab.agents.briefing import Agent, Briefing, NoProposal, brief, outcome, task_line
 from lab.agents.choose import choose_agent
+from lab.agents.compared import compared
 from lab.agents.external import External
 from lab.agents.search import Search
 from lab.agents.suggested import NAME, proposed
@@ -127,7 +128,8 @@ class Night:
         return committed
 
     def briefing(self, base: str, *tries: Any) -> Briefing:
-        return brief(self.journal.state, self.runner.settings, base, *tries)
+        measured = compared(self.folder, self.journal.state)
+        return brief(self.journal.state, self.runner.settings, base, *tries, measured=measured)
 
     def drawn(self, base: str) -> bool:
         """Commit the first proposal of the agent that passes its checks. False when no agent has one."""

@@ -21,6 +21,7 @@ from lab.loop.source import Constant, constants
 from lab.machine.hardware import describe
 from lab.preset import from_dict
 
+MEASURED_SHARE = 4  # of a briefing's room, at most a fourth is for the last experiments in numbers
 PLATEAU = 15  # experiments without a kept one
 BYTES_PER_TOKEN = 2.5  # code and figures give 3 to 4 with current tokenizers: estimates err on the long side
 FAILED = ("crash", "rejected", "timeout")  # verdicts of runs that gave no number; "invalid" runs are repeated
@@ -75,6 +76,7 @@ class Briefing:
     refused_source: str = ""  # that proposal's train.py, for agents that can fix it
     attempt: int = 0  # earlier requests for this experiment; each attempt draws again
     plateau: bool = False
+    measured: Sequence[str] = ()  # the last experiments in numbers, see lab.agents.compared
     wish: str = ""  # what a person asks for, in words: this experiment has to follow it
     tried: AbstractSet[str] = field(default_factory=frozenset)  # fingerprints, made with `settings`
 
@@ -105,13 +107,15 @@ class Briefing:
         code = self.source if code is None else code
         shown = f"## train.py\n```python\n{code.strip()}\n```" if code else ""
         parts = (self._standing(), shown, self._failures(room // 8), self._near_misses(), self._plateau(), self._wish())
-        fixed = [part for part in parts if part]
+        fixed, most = [part for part in parts if part], room // MEASURED_SHARE
         room -= sum(_bytes(part) + 2 for part in fixed)
         if room < 0:
             raise NoProposal(f"the code does not fit in a briefing of {max_tokens} tokens")
+        measured = self._measured(min(most, room // 2))
+        room -= _bytes(measured) + 2
         program = _cut(f"# Programme\n{self.program.strip()}", max(room // 4, room - 6000)) if self.program else ""
         history = self._history(room - _bytes(program) - 2)
-        return "\n\n".join(part for part in (program, *fixed, history) if part) + "\n"
+        return "\n\n".join(part for part in (program, *fixed, measured, history) if part) + "\n"
 
     def _standing(self) -> str:
         value = "not measured yet" if self.value is None else f"{self.value:.6f}"
@@ -129,6 +133,16 @@ class Briefing:
     def _near_misses(self) -> str:
         rows = [row(tried) for tried in self.near_misses[-8:]]
         return "\n".join(["## Near misses: better, but within the noise", *rows]) if rows else ""
+
+    def _measured(self, room: int) -> str:
+        """As many of the latest lines as fit behind the legend and the incumbent."""
+        head = ["## The last experiments in numbers, against the incumbent at the same seed", *self.measured[:2]]
+        rows: list[str] = []
+        for line in reversed(self.measured[2:]):
+            if _bytes("\n".join([*head, line, *rows])) > room:
+                break
+            rows.insert(0, line)
+        return "\n".join([*head, *rows]) if rows else ""
 
     def _plateau(self) -> str:
         text = "No change was kept for a long time. Move away from here: change something that was not changed yet."
@@ -162,7 +176,7 @@ class Briefing:
 
 
 def brief(state: State, night: Mapping[str, Any], source: str, attempt: int = 0, refused: str = "",
-          refused_source: str = "") -> Briefing:  # fmt: skip
+          refused_source: str = "", measured: Sequence[str] = ()) -> Briefing:  # fmt: skip
     """The briefing for the next experiment: `night` is its settings.json, `source` the incumbent's train.py."""
     judged = [e for e in state.experiments if not e.baseline and e.status != "pending"]
     kept = max((e.id for e in state.experiments if e.status == "keep"), default=0)
@@ -181,6 +195,7 @@ def brief(state: State, night: Mapping[str, Any], source: str, attempt: int = 0,
         last_failure=last.reason if last.status == "crash" and not last.spoiled else "",
         refused=refused,
         refused_source=refused_source,
+        measured=measured,
         attempt=attempt,
         plateau=len(state.experiments) - kept > PLATEAU,
         tried=state.tried.keys(),
