@@ -26,11 +26,12 @@ SAMPLE_FLAGS := $(if $(RUN),$(call quote,$(RUN))) $(if $(AGAINST),$(call quote,$
 	$(if $(SEED),--seed $(SEED)) $(if $(COUNT),--count $(COUNT))
 
 AGENT_FLAGS := $(VERBOSITY) $(if $(PRESET),--preset $(call quote,$(PRESET))) $(if $(AGENT),--agent $(call quote,$(AGENT))) $(if $(MODEL),--model $(call quote,$(MODEL))) \
+	$(if $(BASE_URL),--base-url $(call quote,$(BASE_URL))) \
 	$(if $(TAG),--tag $(call quote,$(TAG))) $(if $(EXPERIMENTS),--max-experiments $(EXPERIMENTS)) \
 	$(if $(UNTIL),--until $(call quote,$(UNTIL))) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(LLM_SHARE),--llm-share $(call quote,$(LLM_SHARE))) \
 	$(if $(COMMAND),--command $(call quote,$(COMMAND))) $(if $(SANDBOX),--sandbox $(call quote,$(SANDBOX))) $(if $(RIGOR),--rigor $(call quote,$(RIGOR)))
 
-.PHONY: help setup prepare fit train agent confirm status report score sample doctor clean-cache clean-runs test bench lint format lock clean
+.PHONY: help setup prepare fit train agent suggest skip confirm status report score sample doctor clean-cache clean-runs test bench lint format lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -63,7 +64,7 @@ train: $(READY)  ## train for five minutes, then print val_bpb (PRESET= prepares
 	@$(if $(PRESET)$(FILES)$(VOCAB)$(SEQ),,[ -f "$(CURRENT)" ] ||) $(PREPARE)
 	@$(if $(HOSTS),$(VENV)/bin/mlx.launch --backend ring --hostfile $(call quote,$(HOSTS)) -- )$(PY) train.py $(TRAIN_FLAGS)
 
-agent: $(READY)  ## run a night of experiments, or resume it (PRESET= AGENT= MODEL= COMMAND= TAG= EXPERIMENTS= UNTIL= MINUTES= LLM_SHARE= SANDBOX= RIGOR=)
+agent: $(READY)  ## run a night of experiments, or resume it (PRESET= AGENT= MODEL= BASE_URL= COMMAND= TAG= EXPERIMENTS= UNTIL= MINUTES= LLM_SHARE= SANDBOX= RIGOR=)
 	@$(if $(PRESET),:,[ -f "$(CURRENT)" ] || $(PREPARE))
 	@$(PY) agent_loop.py run $(AGENT_FLAGS)
 
@@ -72,6 +73,12 @@ confirm: $(READY)  ## run the winner of the latest night, or TAG=, against its b
 
 status: $(READY)  ## show the results of the latest night, or TAG=
 	@$(PY) agent_loop.py status $(if $(TAG),--tag $(call quote,$(TAG)))
+
+suggest: $(READY)  ## suggest the next experiment of a night: constants, a patch, a train.py or words (TEXT= TAG=)
+	@$(PY) agent_loop.py suggest $(if $(TAG),--tag $(call quote,$(TAG))) -- $(call quote,$(TEXT))
+
+skip: $(READY)  ## end the experiment at hand of a night (WHY= TAG=)
+	@$(PY) agent_loop.py skip $(if $(TAG),--tag $(call quote,$(TAG))) $(if $(WHY),-m $(call quote,$(WHY)))
 
 report: $(READY)  ## write report.html and progress.png for the latest night, or TAG= (WATCH=1 serves a live page)
 	@$(PY) agent_loop.py report $(if $(TAG),--tag $(call quote,$(TAG))) $(if $(WATCH),--watch)

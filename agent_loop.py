@@ -4,6 +4,7 @@
     python agent_loop.py run --tag nov22 --until 07:00 --agent search
     python agent_loop.py try -m "wider MLP"                   the same steps for a change you made yourself
     python agent_loop.py confirm                              the winner against the baseline with new seeds
+    python agent_loop.py suggest "MATRIX_LR=0.03" | skip      while it runs: what comes next; end the experiment at hand
     python agent_loop.py status | replay 12 | report          report.html and progress.png
 
 A night lives in nights/TAG: journal.jsonl (append-only), results.tsv (upstream's five columns), worktree/ (branch
@@ -15,6 +16,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -22,27 +24,30 @@ from typing import Any
 
 import click
 
-from lab.agents.briefing import Agent, NoProposal, brief, outcome, task_line
+from lab.agents.briefing import Agent, Briefing, NoProposal, brief, outcome, task_line
 from lab.agents.choose import choose_agent
+from lab.agents.compared import compared
 from lab.agents.external import External
 from lab.agents.search import Search
-from lab.errors import UserError
-from lab.files import write_atomic
+from lab.agents.suggested import NAME, proposed
+from lab.errors import UserError, one_line
+from lab.files import ROOT, write_atomic
 from lab.interface.dashboard import dashboard, summary
 from lab.interface.options import agent_options, end_options, night_options, tag_option, until_option
 from lab.interface.report import sample_stories, serve, write_report
 from lab.loop import confirm, session
 from lab.loop.branch import Branch
-from lab.loop.history import Step
+from lab.loop.history import State, Step
 from lab.loop.journal import Journal
 from lab.loop.proposal import Proposal, check
 from lab.loop.session import NIGHTS, existing, held, latest_tag, open_night
 from lab.loop.source import Rejected, fingerprint, nodes
 from lab.loop.stop import Until, stopper
+from lab.loop.suggestions import Suggestion, Suggestions, ask_to_skip, read, skip_reason
 from lab.preset import from_dict
 from lab.show import QUIET, examples, log, silent, verbosity_options
 from lab.training.run import guarded
-from lab.trial.runner import Measured
+from lab.trial.runner import Measured, Skipped
 
 REDRAWS = 2  # retries after a proposal failed its checks, before search proposes instead
 CONFIRM_SECONDS = 30.0  # of a run of the confirmation besides training
@@ -66,6 +71,7 @@ class Night:
     invalid: int = 0  # invalid runs in a row
     last: int | None = None  # number of the last experiment; None: not known
     deadline: Until | None = None  # when the night ends, its confirmation included
+    suggestions: Suggestions | None = None  # of a person; None: not taken
 
     def go(self, experiments: int | None, final: bool = True) -> str:
         """Settle `experiments` more after the baseline, or continue until `stop` gives a reason; return the reason.
@@ -75,17 +81,21 @@ class Night:
         known = len(state.experiments) + (not state.incumbent and not state.pending)  # the baseline is not counted
         last = None if experiments is None else known + experiments - 1
         self.last = last if final else None
+        self.runner.ended = lambda: bool(self.skip_reason())
         while True:
             self.branch.reset(state.head())
             step = state.step()
-            if step.action == "propose":
+            if step.action in ("run", "judge") and (reason := self.skip_reason()):
+                self.settle("skip", reason)
+            elif step.action == "propose":
                 done = "done" if last is not None and len(state.experiments) > last else ""
                 if reason := self.stop() or done or self.time_to_confirm():
                     return reason
                 if not self.propose():
                     return "no agent has a proposal left"
             elif step.action == "run":
-                self.run(step)
+                with suppress(Skipped):
+                    self.run(step)
             elif step.action == "judge":
                 self.judge()
             else:
@@ -98,20 +108,43 @@ class Night:
 
     def propose(self) -> bool:
         """Get a proposal that passes its checks and commit it. False when no agent has one."""
-        state = self.journal.state
-        base, refused, refused_source = self.branch.source(state.head()), "", ""
-        if not state.incumbent:
+        base = self.branch.source(self.journal.state.head())
+        if not self.journal.state.incumbent:
             return self.commit(Proposal(base, "baseline", "none"))
+        return self.suggested(base) or self.drawn(base)
+
+    def suggested(self, base: str) -> bool:
+        """Commit the first suggestion that passes its checks, and refuse those before it. False without one."""
+        taken, committed = self.journal.state.suggestions, False
+        while self.suggestions:
+            self.suggestions.settle(taken)
+            if committed or not (waiting := self.suggestions.waiting(taken)):
+                break
+            suggestion = waiting[0]
+            proposal = Proposal("", f"suggested: {suggestion.text}", NAME)
+            try:
+                proposal = proposed(suggestion, self.briefing(base), self.agent)
+                self.admit(proposal, base)
+            except (NoProposal, Rejected) as reason:
+                self.log(f"suggestion refused: {suggestion.text}: {reason}")
+                self.refuse(proposal, str(reason), suggestion=suggestion.name)
+            else:
+                committed = self.commit(proposal, suggestion=suggestion.name)
+        return committed
+
+    def briefing(self, base: str, *tries: Any) -> Briefing:
+        measured = compared(self.folder, self.journal.state)
+        return brief(self.journal.state, self.runner.settings, base, *tries, measured=measured)
+
+    def drawn(self, base: str) -> bool:
+        """Commit the first proposal of the agent that passes its checks. False when no agent has one."""
+        refused, refused_source = "", ""
         for attempt in range(2 * (1 + REDRAWS)):
             self.idea, proposal = "", None
             agent = self.agent if attempt <= REDRAWS else Search()
             try:
-                proposal = agent.propose(brief(state, self.runner.settings, base, attempt, refused, refused_source))
-                check(proposal.source, base, state.tried.keys(), self.settings)
-                self.idea = f"{proposal.hypothesis} ({proposal.agent})"
-                self.log(f"experiment {len(state.experiments)}: {self.idea}; preflight")
-                if reason := self.runner.preflight(proposal.source):
-                    raise Rejected(f"preflight: {reason}")
+                proposal = agent.propose(self.briefing(base, attempt, refused, refused_source))
+                self.admit(proposal, base)
             except NoProposal as reason:
                 self.log(f"no proposal: {reason}")
             except Rejected as reason:
@@ -123,25 +156,39 @@ class Night:
                 return self.commit(proposal)
         return False
 
-    def refuse(self, proposal: Proposal, reason: str) -> None:
+    def admit(self, proposal: Proposal, base: str) -> None:
+        """Raise Rejected unless the proposal passes its checks and its preflight."""
+        state = self.journal.state
+        check(proposal.source, base, state.tried.keys(), self.settings)
+        self.idea = f"{proposal.title} ({proposal.agent})"
+        self.log(f"experiment {len(state.experiments)}: {self.idea}; preflight")
+        if reason := self.runner.preflight(proposal.source):
+            raise Rejected(f"preflight: {reason}")
+
+    def refuse(self, proposal: Proposal, reason: str, **more: str) -> None:
         try:
-            mark = fingerprint(proposal.source, self.settings)
+            mark = fingerprint(proposal.source, self.settings) if proposal.source else ""
         except Rejected:
             mark = ""
-        self.journal.record("refused", fingerprint=mark, reason=reason, **proposal.record)
+        self.journal.record("refused", fingerprint=mark, reason=reason, **proposal.record, **more)
 
-    def commit(self, proposal: Proposal) -> bool:
+    def commit(self, proposal: Proposal, **more: str) -> bool:
         """Commit first, then write the journal. A kill between the two leaves only a commit on no branch."""
         state = self.journal.state
         number, commit, source = len(state.experiments), state.head(), proposal.source
         if state.incumbent:
-            commit = self.branch.commit(source, f"experiment {number}: {proposal.hypothesis}")
+            commit = self.branch.commit(source, f"experiment {number}: {proposal.title}")
         elif reason := self.runner.preflight(source):
             raise UserError(f"the baseline fails its preflight: {reason}")
         marks = {"fingerprint": fingerprint(source, self.settings), "nodes": nodes(source, self.settings)}
         marks["source"] = hashlib.sha256(source.encode()).hexdigest()
-        self.journal.record("proposal", id=number, commit=commit, **proposal.record, **marks)
+        self.journal.record("proposal", id=number, commit=commit, **proposal.record, **marks, **more)
         return True
+
+    def skip_reason(self) -> str:
+        """Why a person ends the experiment at hand; "" if nobody does. The baseline cannot be skipped."""
+        now = self.journal.state.pending
+        return skip_reason(self.folder, now.id) if now and not now.baseline else ""
 
     def run(self, step: Step) -> None:
         """One training run and its score."""
@@ -159,7 +206,7 @@ class Night:
         state = self.journal.state
         trained = state.incumbent if step.who == "incumbent" else state.pending
         source = self.branch.source(trained.commit)
-        self.log(f"run {step.run}, seed {step.seed}: {trained.hypothesis}")
+        self.log(f"run {step.run}, seed {step.seed}: {trained.title}")
         measured = self.train(step.run, source, step.seed)
         self.invalid = self.invalid + 1 if measured.status == "invalid" else 0
         if self.invalid < INVALID_RUNS:
@@ -205,10 +252,10 @@ class Night:
         """One run of the confirmation."""
         state = self.journal.state
         chosen = state.experiments[trial.id]
-        source, what = self.branch.source(chosen.commit), chosen.hypothesis
+        source, what = self.branch.source(chosen.commit), chosen.title
         if trial.without is not None:
             change = state.experiments[trial.without]
-            what = f"without {change.hypothesis}"
+            what = f"without {change.title}"
             known = confirm.without_values(source, change.edit or {}, self.settings)
             try:
                 source = known or self.branch.taken_back(source, change.commit)
@@ -237,14 +284,28 @@ class Night:
         if decision.reason:
             self.log(f"{decision.verdict}: {decision.reason}")
 
-    def settle(self, verdict: str) -> None:
+    def settle(self, verdict: str, reason: str = "") -> None:
         """Close the experiment in the journal; the branch follows at the next step."""
         done = self.journal.state.pending
-        event = {"keep": "kept", "discard": "discarded", "crash": "crashed"}[verdict]
-        self.journal.record(event, id=done.id, **({"reason": done.reason} if verdict == "crash" else {}))
+        event = {"keep": "kept", "discard": "discarded", "crash": "crashed", "skip": "skipped"}[verdict]
+        why = {"crash": {"reason": done.reason}, "skip": {"reason": reason}}.get(verdict, {})
+        self.journal.record(event, id=done.id, **why)
+        if verdict == "skip":
+            self.log(f"experiment {done.id}: {reason}")
         self.journal.write_results()
         if self.agent:
             self.agent.tell(Proposal("", done.hypothesis, done.agent, done.edit), outcome(done))
+
+
+def applied(suggestion: Suggestion, folder: Path, state: State) -> None:
+    """Raise UserError, while the person still looks, for a suggestion that the incumbent of now cannot take."""
+    settings = session.night_settings(folder, None, None)
+    base = Branch(ROOT, folder / "worktree", f"autoresearch/{folder.name}").source(state.incumbent.commit)
+    briefing = brief(state, settings, base)
+    try:
+        check(proposed(suggestion, briefing, Search()).source, base, state.tried.keys(), briefing.settings)
+    except Rejected as reason:
+        raise UserError(f"{suggestion.text}: {reason}") from None
 
 
 @click.group(help="Run a night of experiments, try a change of your own, and see the results.")
@@ -264,16 +325,17 @@ def command() -> None:
 @agent_options
 @end_options
 @verbosity_options("Print only the summary and errors.", "Also print the output of preflight, training and scorer.")
-def run(kind: str, model: str, cli: str, llm_share: float, max_experiments: int | None, until: datetime | None,
-        tag: str | None, verbosity: int, rigor: str, **options: Any) -> None:  # fmt: skip
+def run(kind: str, model: str, base_url: str, cli: str, llm_share: float, max_experiments: int | None,
+        until: datetime | None, tag: str | None, verbosity: int, rigor: str, **options: Any) -> None:  # fmt: skip
     folder = NIGHTS / (tag or session.tonight(NIGHTS, datetime.now()))
     deadline = Until(until.time()) if until else None
     log_line = log if verbosity > QUIET else silent
-    agent = choose_agent(kind, model, cli, llm_share, log_line)
+    agent = choose_agent(kind, model, cli, llm_share, log_line, base_url)
     with held(folder):
         session.stay_awake()
         parts = open_night(folder, verbosity=verbosity, **options)
         night = Night(folder, *parts, rigor, agent, log_line, stopper(deadline, log_line), deadline=deadline)
+        night.suggestions = Suggestions(folder)
         task = task_line(night.runner.settings)
         log_line(f"night {folder.name}: agent {agent.name}, sandbox {night.runner.sandbox}, {task}")
         try:
@@ -307,7 +369,7 @@ def try_command(message: str, tag: str | None, rigor: str, **options: Any) -> No
         night.agent = External(edited, message, night.settings, edited_file)
         night.go(1, final=False)
         done = night.journal.state.experiments[-1]
-        print(f"{done.status}: {done.reason or done.hypothesis}")
+        print(f"{done.status}: {done.reason or done.title}")
         print(summary(night))
 
 
@@ -332,6 +394,46 @@ def confirm_command(tag: str | None, until: datetime | None, verbosity: int) -> 
             ended = night.confirm_winner()
         log_line(f"ended: {ended}")
         print(summary(night))
+
+
+@command.command(
+    help="Suggest the next experiment of a night, running or not: constants, a patch file, a train.py, or words for "
+    "its model. It is taken next, and judged like any other.",
+    epilog=examples(
+        "agent_loop.py suggest 'MATRIX_LR=0.03 DEPTH=3'",
+        "agent_loop.py suggest wider.patch --tag nov22",
+        "agent_loop.py suggest 'try a longer warm-down' --tag nov22",
+    ),
+)
+@tag_option("the latest")
+@click.argument("suggestion")
+def suggest(tag: str | None, suggestion: str) -> None:
+    folder, suggested = NIGHTS / existing(tag), read(os.fsencode(suggestion).decode(errors="replace"))
+    state = Journal(folder).state
+    if suggested.form != "words" and state.incumbent:
+        applied(suggested, folder, state)
+    Suggestions(folder).add(suggested)
+    when = "next" if session.running(folder) else "when the night is resumed"
+    print(f"night {folder.name}: {suggested.text}: {suggested.form}, taken {when}")
+
+
+@command.command(
+    help="End the experiment at hand of a night: it is discarded, and the night continues with the next one.",
+    epilog=examples("agent_loop.py skip --tag nov22 -m 'worse from the first minute'"),
+)
+@click.option("-m", "--message", default="", help="Why, in one line.")
+@tag_option("the latest")
+def skip(tag: str | None, message: str) -> None:
+    folder = NIGHTS / existing(tag)
+    now = Journal(folder).state.pending
+    if not now:
+        raise UserError(f"night {folder.name} has no experiment at hand; `agent_loop.py status` shows its state")
+    if now.baseline:
+        raise UserError(f"experiment {now.id} is the baseline, which every night needs; stop the night with Ctrl-C")
+    message = one_line(os.fsencode(message).decode(errors="replace"))
+    ask_to_skip(folder, now.id, f"skipped: {message}" if message else "skipped")
+    when = "now" if session.running(folder) else "when the night is resumed"
+    print(f"night {folder.name}: experiment {now.id} ({now.title}) ends {when}")
 
 
 @command.command(help="Show the results of a night so far.", epilog=examples("agent_loop.py status --tag nov22"))
@@ -360,7 +462,7 @@ def replay(tag: str | None, number: int, seed: int) -> None:
         runner.preflight(source)
         result = runner.run(f"replay-{number}-{seed}", source, seed)
         known = ", ".join(f"{value:.6f}" for value in chosen.values) or "none"
-        print(f"experiment {number}: {chosen.hypothesis}\nnow: {result.val_bpb} ({result.status}); before: {known}")
+        print(f"experiment {number}: {chosen.title}\nnow: {result.val_bpb} ({result.status}); before: {known}")
 
 
 @command.command(

@@ -12,7 +12,7 @@ import simulated
 import agent_loop
 from lab.training.run import guarded
 from lab.trial import guard
-from lab.trial.runner import Measured, Phase
+from lab.trial.runner import Measured, Phase, Skipped
 from lab.trial.sandbox import Policy
 
 
@@ -28,7 +28,9 @@ class Bench(simulated.SimulatedBench):
         run_dir = self.folder / "runs" / name
         run_dir.mkdir(parents=True, exist_ok=True)
         command, limits = [sys.executable, "-S", "-c", self.code], guard.Limits(60, 1 << 30)
-        outcome = guard.run(command, run_dir, Policy((run_dir,)), limits, sandbox="none")
+        outcome = guard.run(command, run_dir, Policy((run_dir,)), limits, sandbox="none", ended=self.ended)
+        if outcome.status == "killed" and self.ended():
+            raise Skipped
         measured = super().run(name, source, seed, test)
         return measured if outcome.status == "ok" else Measured("crash", None, 0.1, 0.1, outcome.status)
 

@@ -10,6 +10,7 @@ import agent_loop
 from lab.agents.search import Search
 from lab.loop.branch import Branch
 from lab.loop.journal import Journal
+from lab.loop.suggestions import Suggestions
 from lab.preset import load, to_dict
 from lab.trial.runner import Measured
 
@@ -48,4 +49,5 @@ def begin(folder: Path, **options) -> agent_loop.Night:
     branch.ensure(git(user, "rev-parse", "HEAD"))
     journal = Journal(night)
     journal.record("start", tag="n", commit=branch.head)
-    return agent_loop.Night(night, branch, journal, SimulatedBench(**options), "full", Search())
+    return agent_loop.Night(night, branch, journal, SimulatedBench(**options), "full", Search(),
+                            suggestions=Suggestions(night))  # fmt: skip

@@ -435,6 +435,9 @@ def test_the_budget_is_kept(prepared):
     result = json.loads((prepared[0] / "budget" / "train.json").read_text())
     assert 3.0 <= result["training_seconds"] < 4.5
     assert result["num_steps"] > 5
+    assert {"attention.query", "mlp.up", "head"} <= result["updates"].keys()
+    assert all(len(ratios) == 2 and 0 <= max(ratios) < 10 for ratios in result["updates"].values())
+    assert 1e-4 < result["updates"]["attention.query"][0] < 1
 
 
 def test_a_failed_run_leaves_no_result_of_an_earlier_one(prepared, tmp_path):

@@ -16,11 +16,12 @@ from lab.errors import one_line
 from lab.files import ROOT
 from lab.loop import space
 from lab.loop.history import Experiment, State
-from lab.loop.proposal import Proposal, in_words
+from lab.loop.proposal import Proposal, changes, in_words
 from lab.loop.source import Constant, constants
 from lab.machine.hardware import describe
 from lab.preset import from_dict
 
+MEASURED_SHARE = 4  # of a briefing's room, at most a fourth is for the last experiments in numbers
 PLATEAU = 15  # experiments without a kept one
 BYTES_PER_TOKEN = 2.5  # code and figures give 3 to 4 with current tokenizers: estimates err on the long side
 FAILED = ("crash", "rejected", "timeout")  # verdicts of runs that gave no number; "invalid" runs are repeated
@@ -75,6 +76,8 @@ class Briefing:
     refused_source: str = ""  # that proposal's train.py, for agents that can fix it
     attempt: int = 0  # earlier requests for this experiment; each attempt draws again
     plateau: bool = False
+    measured: Sequence[str] = ()  # the last experiments in numbers, see lab.agents.compared
+    wish: str = ""  # what a person asks for, in words: this experiment has to follow it
     tried: AbstractSet[str] = field(default_factory=frozenset)  # fingerprints, made with `settings`
 
     def constants(self) -> dict[str, Constant]:
@@ -103,14 +106,16 @@ class Briefing:
         room = int(max_tokens * BYTES_PER_TOKEN)
         code = self.source if code is None else code
         shown = f"## train.py\n```python\n{code.strip()}\n```" if code else ""
-        parts = (self._standing(), shown, self._failures(room // 8), self._near_misses(), self._plateau())
-        fixed = [part for part in parts if part]
+        parts = (self._standing(), shown, self._failures(room // 8), self._near_misses(), self._plateau(), self._wish())
+        fixed, most = [part for part in parts if part], room // MEASURED_SHARE
         room -= sum(_bytes(part) + 2 for part in fixed)
         if room < 0:
             raise NoProposal(f"the code does not fit in a briefing of {max_tokens} tokens")
+        measured = self._measured(min(most, room // 2))
+        room -= _bytes(measured) + 2
         program = _cut(f"# Programme\n{self.program.strip()}", max(room // 4, room - 6000)) if self.program else ""
         history = self._history(room - _bytes(program) - 2)
-        return "\n\n".join(part for part in (program, *fixed, history) if part) + "\n"
+        return "\n\n".join(part for part in (program, *fixed, measured, history) if part) + "\n"
 
     def _standing(self) -> str:
         value = "not measured yet" if self.value is None else f"{self.value:.6f}"
@@ -129,9 +134,23 @@ class Briefing:
         rows = [row(tried) for tried in self.near_misses[-8:]]
         return "\n".join(["## Near misses: better, but within the noise", *rows]) if rows else ""
 
+    def _measured(self, room: int) -> str:
+        """As many of the latest lines as fit behind the legend and the incumbent."""
+        head = ["## The last experiments in numbers, against the incumbent at the same seed", *self.measured[:2]]
+        rows: list[str] = []
+        for line in reversed(self.measured[2:]):
+            if _bytes("\n".join([*head, line, *rows])) > room:
+                break
+            rows.insert(0, line)
+        return "\n".join([*head, *rows]) if rows else ""
+
     def _plateau(self) -> str:
         text = "No change was kept for a long time. Move away from here: change something that was not changed yet."
         return f"## Plateau\n{text}" if self.plateau else ""
+
+    def _wish(self) -> str:
+        text = f"This experiment has to follow it as closely as possible:\n{self.wish}"
+        return f"## A person suggests\n{text}" if self.wish else ""
 
     def _history(self, room: int) -> str:
         """As many of the latest rows as fit, oldest first."""
@@ -157,7 +176,7 @@ class Briefing:
 
 
 def brief(state: State, night: Mapping[str, Any], source: str, attempt: int = 0, refused: str = "",
-          refused_source: str = "") -> Briefing:  # fmt: skip
+          refused_source: str = "", measured: Sequence[str] = ()) -> Briefing:  # fmt: skip
     """The briefing for the next experiment: `night` is its settings.json, `source` the incumbent's train.py."""
     judged = [e for e in state.experiments if not e.baseline and e.status != "pending"]
     kept = max((e.id for e in state.experiments if e.status == "keep"), default=0)
@@ -176,6 +195,7 @@ def brief(state: State, night: Mapping[str, Any], source: str, attempt: int = 0,
         last_failure=last.reason if last.status == "crash" and not last.spoiled else "",
         refused=refused,
         refused_source=refused_source,
+        measured=measured,
         attempt=attempt,
         plateau=len(state.experiments) - kept > PLATEAU,
         tried=state.tried.keys(),
@@ -193,7 +213,7 @@ def task_line(night: Mapping[str, Any]) -> str:
 
 def outcome(e: Experiment) -> Tried:
     """An experiment as agents see it."""
-    verdict = "discard" if e.status == "pending" else "invalid" if e.spoiled else e.status
+    verdict = "discard" if e.status == "pending" else "invalid" if e.spoiled or e.skipped else e.status
     return Tried(e.id, e.hypothesis, verdict, e.delta, e.edit)
 
 
@@ -206,11 +226,8 @@ def row(tried: Tried) -> str:
     """One line of the history: verdict, change of val_bpb, what was changed and why."""
     delta = "   --   " if tried.delta is None else f"{tried.delta:+.5f}"
     edit = tried.edit or {}
-    was = edit.get("was", {})
-    changes = [f"{name} {_short(was.get(name))} -> {_short(new)}" for name, new in edit.get("values", {}).items()]
-    changes += list(edit.get("definitions", ()))[:6]
-    what = f" [{one_line(', '.join(changes), 120)}]" if changes else ""
-    repeats = changes and "definitions" not in edit and in_words(edit) in tried.hypothesis  # adds nothing
+    what = f" [{one_line(', '.join(changes(edit)[:6]), 120)}]" if edit else ""
+    repeats = edit and "definitions" not in edit and in_words(edit) in tried.hypothesis  # adds nothing
     why = "" if repeats else f" {one_line(tried.hypothesis)}"
     return f"{tried.number:4d} {tried.verdict:8s} {delta}{what}{why}"
 
@@ -229,10 +246,6 @@ def _behind(option: Any, walls: list[Any], current: Any) -> bool:
         ):
             return True
     return False
-
-
-def _short(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _bytes(text: str) -> int:

@@ -21,6 +21,7 @@ from lab.interface.plot import count
 from lab.loop.confirm import confirmed
 from lab.loop.history import Experiment
 from lab.loop.stop import Until
+from lab.loop.suggestions import Suggestions
 from lab.machine.condition import Condition
 from lab.show import QUIET, WIDEST, bar, live_console, minutes
 from lab.trial.crash import read_steps
@@ -79,8 +80,11 @@ class View:
     def rows(self) -> Iterator[tuple[str, Any]]:
         state = self.night.journal.state
         yield "incumbent", self.incumbent()
-        yield "idea", one_line(state.pending.hypothesis if state.pending else self.night.idea or "-")
+        yield "idea", one_line(state.pending.title if state.pending else self.night.idea or "-")
         yield "now", self.now()
+        if self.night.suggestions and (waiting := self.night.suggestions.waiting(state.suggestions)):
+            more = f" (and {len(waiting) - 1} more)" if len(waiting) > 1 else ""
+            yield "next", one_line(f"suggested: {waiting[0].text}{more}")
         yield "verdicts", Group(*map(verdict, state.tried_out[-VERDICTS:])) if state.tried_out else "none yet"
         yield "night", self.pace()
         yield "machine", str((state.condition and Condition(**state.condition)) or "not measured yet")
@@ -118,7 +122,7 @@ def verdict(e: Experiment) -> Text:
     """One line of a settled experiment."""
     change = "" if e.delta is None else f"{e.delta:+.6f}"
     head = Text.assemble(f"{e.id:4} ", (f"{e.status:8}", STYLE[e.status]), f"{change:10}")
-    line = head.append(one_line(e.hypothesis))
+    line = head.append(one_line(e.title))
     line.no_wrap, line.overflow = True, "ellipsis"
     return line
 
@@ -147,5 +151,6 @@ def summary(night: Any) -> str:
     for e in state.tried_out:
         if e.status == "keep":
             share = f"; the winner loses {shares[e.id]} without it" if e.id in shares else ""
-            lines.append(f"  kept {e.id}: {e.hypothesis} ({e.delta:+.6f}{share})")
+            lines.append(f"  kept {e.id}: {e.title} ({e.delta:+.6f}{share})")
+    lines += Suggestions(night.folder).lines(state.suggestions)
     return "\n".join(lines)

@@ -56,9 +56,10 @@ def examine() -> Iterator[Finding]:
     """All findings, in the order in which a night needs them. Network checks run in parallel with the others."""
     with contextlib.suppress(Exception):  # becomes a finding later; it changes os.environ, so it comes before threads
         import lab.agents.ollama_client  # noqa: F401
-    checks = (_machine, _mlx, _tier, _condition, _power, _disk, _cache, _prepared, _sandbox, _git, _hub, _ollama)
+    network_checks = (_hub, _ollama, _openai)
+    checks = (_machine, _mlx, _tier, _condition, _power, _disk, _cache, _prepared, _sandbox, _git, *network_checks)
     with ThreadPoolExecutor() as pool:
-        submitted = {check: pool.submit(_findings, check) for check in (_hub, _ollama)}
+        submitted = {check: pool.submit(_findings, check) for check in network_checks}
         for check in checks:
             yield from submitted[check].result() if check in submitted else _findings(check)
 
@@ -289,7 +290,7 @@ def _hub() -> Iterator[Finding]:
 
 def _ollama() -> Iterator[Finding]:
     from lab.agents.briefing import NoProposal
-    from lab.agents.ollama import MEMORY_SHARE
+    from lab.agents.model import MEMORY_SHARE
     from lab.agents.ollama_client import Server
 
     alone = "search alone makes the proposals"
@@ -321,6 +322,24 @@ def _ollama() -> Iterator[Finding]:
             f"{model.name}, {size:.1f} GB: {'fits' if fits else f'larger than {room:.0f} GB, the room for a model'}"
         )
         yield Finding("ok" if fits else "warning", "ollama", message, "" if fits else "ollama pull qwen2.5-coder:1.5b")
+
+
+def _openai() -> Iterator[Finding]:
+    """Servers that a night uses where Ollama is absent."""
+    from lab.agents.openai_client import USUAL_PORTS, found
+
+    servers = list(found())
+    for server in servers:
+        names = [model.name for model in server.models() if model.completes]
+        frees = f"{server.manager}, which frees its memory before a run" if server.manager else ""
+        message = f"{server.host} has {', '.join(names[:5])}{' ...' * (len(names) > 5)}"
+        if frees:
+            yield Finding("ok", "openai", f"{message}; {frees}")
+        else:
+            fix = "choose a model that leaves room for training, or use Ollama"
+            yield Finding("warning", "openai", f"{message}; it keeps its model in memory during every run", fix)
+    if not servers:
+        yield Finding("ok", "openai", f"no server on the ports {', '.join(map(str, USUAL_PORTS))}; none is needed")
 
 
 def as_json(findings: list[Finding]) -> str:

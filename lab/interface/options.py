@@ -8,7 +8,7 @@ from lab.loop.branch import TAG_RULE, check_tag
 from lab.show import MINUTES, Finite
 from lab.trial.sandbox import KINDS
 
-AGENTS = ("auto", "hybrid", "search", "ollama", "command")
+AGENTS = ("auto", "hybrid", "search", "ollama", "openai", "command")
 
 
 def tag_option(default: str) -> Callable:
@@ -44,8 +44,12 @@ night_options = _together(
 # Which agent proposes.
 agent_options = _together(
     click.option("--agent", "kind", type=click.Choice(AGENTS), default="auto", show_default=True,
-                 help="Which agent proposes. auto: hybrid if a local model is found or --model is given, else search."),
-    click.option("--model", default="", help="Ollama model.  [default: the most capable one that fits]"),
+                 help="Which agent proposes. auto: hybrid if a local model is found or named, else search."),
+    click.option("--model", default="", help="The local model.  [default: the most capable one that fits]"),
+    click.option("--base-url", default="",
+                 help="Server with OpenAI's protocol (llama-server, mlx_lm.server, LM Studio), like "
+                 "http://127.0.0.1:8080/v1; its prompts contain train.py.  [default: Ollama's, else one that is found "
+                 "on port 8080, 1234 or 8000 of this machine]"),
     click.option("--command", "cli", default="",
                  help="For --agent command: the coding CLI to run, in a scratch folder."),
     click.option("--llm-share", default=0.3, type=Finite(0, 1), show_default=True,

@@ -105,7 +105,7 @@ def _label(axes: Any, measured: list[Experiment], kept: list[Experiment]) -> Non
     axes.figure.draw_without_rendering()  # sets the position of the axes
     style = {"fontsize": 8, "parse_math": False}  # a dollar sign in a hypothesis is literal
     for experiment in sorted(kept[1:], key=lambda e: e.delta or 0)[:NAMES]:
-        name = short(experiment.hypothesis, 44)
+        name = short(experiment.title, 44)
         sample = axes.text(0, 0, name, **style)
         size = sample.get_window_extent()
         sample.remove()

@@ -24,6 +24,7 @@ from lab.loop.confirm import Gain, confirmed
 from lab.loop.git import run
 from lab.loop.history import Experiment, State
 from lab.loop.journal import Journal, lock, read
+from lab.loop.suggestions import Suggestions
 from lab.loop.verdict import Run
 from lab.trial.curve import read_curve
 from lab.trial.sandbox import available
@@ -129,6 +130,7 @@ def page(report: Report, stories: str | None, refresh: int = 0) -> str:
         lead=html.escape(summary(report)),
         **pictures,
         rows=rows,
+        suggestions="".join(f'<p class="quiet">{html.escape(line)}</p>' for line in suggestions(report)),
         stories=stories or '<p class="quiet">No stories: they need the checkpoints of baseline and best.</p>',
         machine=_machine(report),
         reproduce=html.escape(
@@ -144,6 +146,11 @@ def page(report: Report, stories: str | None, refresh: int = 0) -> str:
         ),
         watch=f"setTimeout(() => location.reload(), {1000 * refresh});" if refresh else "",
     )
+
+
+def suggestions(report: Report) -> list[str]:
+    """What a person suggested and is not an experiment: it waits, or was refused."""
+    return Suggestions(report.folder).lines(report.state.suggestions)
 
 
 def summary(report: Report) -> str:
@@ -166,7 +173,7 @@ def summary(report: Report) -> str:
     else:
         second = (
             f"val_bpb fell from {base:.4f} to {best.val_bpb:.4f} (-{100 * gain / base:.1f} %) at equal seeds; "
-            f"the best is experiment {best.id}, {short(best.hypothesis, 80)}, after "
+            f"the best is experiment {best.id}, {short(best.title, 80)}, after "
             f"{count(len(best.results), 'run')}."
         )
     noise = str(state.noise)
@@ -199,7 +206,7 @@ def _row(
         inside.append(f"<pre>{_diff(sources[parent.id], sources[e.id])}</pre>")
     if curves[e.id]:
         inside.append(_losses(curves[e.id], curves.get(parent.id, []) if parent else []))
-    idea = html.escape(e.hypothesis)
+    idea = html.escape(e.title)
     text = f"<details><summary>{idea}</summary>{''.join(inside)}</details>" if inside else idea
     value = "" if e.val_bpb is None else f"{e.val_bpb:.4f}"
     return (

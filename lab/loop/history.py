@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from lab.loop import space
 from lab.loop.pace import paced
+from lab.loop.proposal import title
 from lab.loop.verdict import Code, Decision, Rigor, Run, decide
 
 TEXT = 300  # characters of a hypothesis or reason kept in the state
@@ -32,6 +33,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "discarded": ("id",),
     "crashed": ("id", "reason"),
     "confirmation": ("id", "without", "run", "seed", "status", "val_bpb", "test_bpb", "reason"),
+    "skipped": ("id", "reason"),
     "note": ("text",),
 }
 CLOSING = {"kept": "keep", "discarded": "discard", "crashed": "crash"}
@@ -63,6 +65,11 @@ class Experiment:
     verdict: str = ""
     near_miss: bool = False
     reason: str = ""
+    skipped: bool = False  # a person ended it before its verdict; it counts as discarded
+
+    @property
+    def title(self) -> str:
+        return title(self.edit, self.hypothesis)
 
     @property
     def values(self) -> list[float]:
@@ -124,6 +131,7 @@ class State:
     refusals: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=REFUSALS))
     refused: int = 0
     confirmations: list[Confirmation] = field(default_factory=list)
+    suggestions: dict[str, str] = field(default_factory=dict)  # taken ones by name -> why refused, or ""
     condition: dict[str, Any] | None = None  # lab.machine.condition.Condition at the end of the last run
     speed: float | None = None  # of the machine during the first run: pace 1
     remeasure: bool = True  # False once the incumbent crashed during the pending experiment
@@ -196,6 +204,10 @@ class State:
     def _expected(self, event: str) -> dict[str, Any]:
         """The values that the event must have. ValueError if another event is next."""
         now = self.step()
+        if event == "skipped":
+            if now.action not in ("run", "judge") or self.pending.baseline:
+                raise ValueError(f"{event} does not follow: next is {now}")
+            return {"id": now.id}
         if event == "run" and now.action == "judge" and not self.pending.runs:
             now = self._run_step(now)  # earlier versions had no verdict before the first run
         turn = {"proposal": "propose", "run": "run", "verdict": "judge"} | dict.fromkeys(CLOSING, "settle")
@@ -212,6 +224,8 @@ class State:
         """Fold in one event that `check` accepted."""
         self.n = record["n"]
         event = "closed" if record["event"] in CLOSING else record["event"]
+        if name := record.get("suggestion"):
+            self.suggestions[name] = record.get("reason", "")
         getattr(self, f"_{event}")(record)
 
     def _start(self, record: dict[str, Any]) -> None:
@@ -295,6 +309,10 @@ class State:
         if record.get("standing") is not None:
             best.val_bpb = self.baseline.val_bpb + record["standing"]
         judged.val_bpb = best.val_bpb + record["delta"]
+
+    def _skipped(self, record: dict[str, Any]) -> None:
+        self.pending.skipped, self.pending.reason = True, record["reason"][:TEXT]
+        self._closed({"event": "discarded"})
 
     def _closed(self, record: dict[str, Any]) -> None:
         self.pending.status = CLOSING[record["event"]]

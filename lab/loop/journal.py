@@ -11,6 +11,8 @@ event's other fields, and State there is the fold. The events of an experiment, 
     verdict    Written before git acts on it. "again" names who runs next.
     kept, discarded, crashed
                Close the experiment, after the branch was left or reset (both idempotent: repeat them).
+    skipped    Closes it before its verdict, as discarded, because a person asked for that. Its runs so far stay; a run
+               that was ended for it is not recorded.
 
 So a resumed loop gets the next step from `State.step()`, sets the branch to `State.head()`, and continues. "refused" is
 a proposal that failed its checks and did not become an experiment; "start" is the first event of a night; "note" is
@@ -107,10 +109,10 @@ def _drop_partial_line(path: Path) -> None:
 
 
 def _row(experiment: Experiment) -> str:
-    crashed = experiment.status == "crash"
+    crashed = experiment.status == "crash" or experiment.val_bpb is None  # None: skipped before its verdict
     value = 0.0 if crashed else experiment.val_bpb
     memory = 0.0 if crashed else experiment.memory_gb
-    description = " ".join(experiment.hypothesis.split())
+    description = " ".join(experiment.title.split())
     return f"{experiment.commit[:7]}\t{value:.6f}\t{memory:.1f}\t{experiment.status}\t{description}\n"
 
 

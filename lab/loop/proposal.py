@@ -21,6 +21,7 @@ from lab.errors import one_line
 from lab.loop.source import Constant, Rejected, constants, fingerprint, is_definition, parse, skeleton
 from lab.loop.space import OWNED, broken
 
+TITLE_CHANGES = 6  # most that a title lists
 REQUIRED = ("build_model", "main")  # called by the scorer and the run
 MODULE_NAMES = frozenset(dir(builtins)) | {"__file__", "__name__", "__doc__", "__annotations__", "__spec__"}
 FORBIDDEN_MODULES = {
@@ -72,6 +73,10 @@ class Proposal:
         object.__setattr__(self, "hypothesis", one_line(self.hypothesis) or "no reason given")
 
     @property
+    def title(self) -> str:
+        return title(self.edit, self.hypothesis)
+
+    @property
     def record(self) -> dict[str, Any]:
         """Its fields in the journal."""
         return {"agent": self.agent, "hypothesis": self.hypothesis, "edit": self.edit}
@@ -94,6 +99,26 @@ def in_words(edit: Mapping[str, Any]) -> str:
         was = edit.get("was", {})
         return ", ".join(f"{name} from {was.get(name)} to {value}" for name, value in edit["values"].items())
     return f"changed {', '.join(edit.get('definitions', ())) or 'the top level'}"
+
+
+def changes(edit: Mapping[str, Any] | None) -> list[str]:
+    """What an edit changes: "DEPTH 4 -> 6" for a constant, else the names of the definitions."""
+    edit = edit or {}
+    was = edit.get("was", {})
+    values = [f"{name} {_short(was.get(name))} -> {_short(new)}" for name, new in edit.get("values", {}).items()]
+    return values + (list(edit.get("definitions", ())) or ["top level"] * (edit.get("form") == "code"))
+
+
+def title(edit: Mapping[str, Any] | None, hypothesis: str) -> str:
+    """An experiment in one line: what it changes, then why. A reason that repeats the change is left out."""
+    why = hypothesis.replace(in_words(edit), "").strip(" :;,") if edit else hypothesis
+    what = changes(edit)
+    more = f" and {len(what) - TITLE_CHANGES} more" if len(what) > TITLE_CHANGES else ""
+    return one_line(": ".join(filter(None, (", ".join(what[:TITLE_CHANGES]) + more, why))), 300)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def check(

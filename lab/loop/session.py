@@ -79,6 +79,15 @@ def held(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
+def running(folder: Path) -> bool:
+    """Whether a loop, or a `try`, holds the night's lock now."""
+    try:
+        with lock(folder / "lock"):
+            return False
+    except UserError:
+        return True
+
+
 def night_settings(folder: Path, preset: str | None, minutes: float | None, verbosity: int = NORMAL) -> dict[str, Any]:
     """The task of a night, fixed when it starts: a resumed night cannot change it."""
     path = folder / "settings.json"

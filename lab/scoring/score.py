@@ -39,6 +39,7 @@ from lab.trial.crash import read_bytes
 LOGIT_BYTES = 64 * 2**20  # per batch of float32 logits: bounds the memory of scoring
 BATCH_TOKENS = 2048  # per batch at most: the probes cost five batches
 TOLERANCE = 1e-3  # of a logit; the same kernels on the same shapes agree to the bit, so this is generous
+QUARTERS = 4  # of the context, for the score by position
 SECONDS = 900.0  # after which the model's process is killed
 
 
@@ -180,6 +181,8 @@ def evaluate(
     probed = int(probes.integers(len(inputs)))
     nats = np.zeros(len(bounds) - 1)
     counted = np.zeros(len(bounds) - 1, np.int64)
+    quarters = np.zeros((2, QUARTERS))  # nats and bytes by position in the row
+    position = QUARTERS * np.arange(length) // length
     scored_tokens = 0
     for number, tokens in enumerate(inputs):
         logits = model.logits(tokens)
@@ -193,6 +196,8 @@ def evaluate(
         documents = np.searchsorted(bounds, places[scored], side="right") - 1
         nats += np.bincount(documents, losses, len(nats))
         counted += np.bincount(documents, lengths[scored], len(nats)).astype(np.int64)
+        where = np.broadcast_to(position, scored.shape)[scored]
+        quarters += [np.bincount(where, weights, QUARTERS) for weights in (losses, lengths[scored])]
         scored_tokens += int(scored.sum())
     if not np.allclose(model.logits(inputs[0]), first, atol=TOLERANCE):
         raise Rejected("the model keeps state: the same tokens got other logits at the end of scoring")
@@ -204,6 +209,7 @@ def evaluate(
         "val_bpb": bits_per_byte(nats.sum(), int(counted.sum())),
         "scored_bytes": int(counted.sum()),
         "scored_tokens": scored_tokens,
+        "positions": [round(bits_per_byte(n, max(1, int(size))), 5) for n, size in quarters.T],
         "documents": [[round(n, 4), int(b)] for n, b in zip(nats.tolist(), counted, strict=True)],
     }
 

@@ -142,6 +142,7 @@ class Run:
         `facts` are kept in the run's record. Raises whatever the model raises."""
         from lab.machine.backend import mx, tree_flatten
         from lab.scoring.score import batch_rows
+        from lab.training.updates import Updates
 
         length, dtype = self.preset.task.sequence_length, self.preset.model.dtype
         rows = batch_rows(length, self.vocab_size)
@@ -156,6 +157,7 @@ class Run:
         if not self.leads:
             return
         parameters = sum(value.size for _, value in tree_flatten(model.trainable_parameters()))
+        self.updates = Updates(model)
         self.facts = facts | {"num_params": parameters, "matmul_peak": peak, "processes": self.processes}
         self.flops_per_token = flops_per_token
         if self.verbosity > QUIET:
@@ -190,6 +192,7 @@ class Run:
             file.write(json.dumps(entry) + "\n")
         if not loss < 2 * math.log(self.vocab_size) + 1:  # log(V) is the loss of guessing; `not` catches NaN
             raise UserError(f"the run diverged: the loss is {loss:.3g} at step {step}; lower the learning rates")
+        self.updates.look(self.clock.progress)
         self.smooth = SMOOTHING * self.smooth + (1 - SMOOTHING) * loss
         shown = self.smooth / (1 - SMOOTHING ** (step + 1))
         figures = (rate, self._mfu(rate), hardware.peak_memory_mb(), self.data.epoch, self.clock.remaining)
@@ -239,6 +242,7 @@ class Run:
             "slept_seconds": self.clock.slept,
             "final_loss": self.smooth / (1 - SMOOTHING ** max(1, self.clock.step)),
             "seed": self.seed,
+            "updates": self.updates.ratios(),
         }
         write_atomic(self.directory / "train.json", json.dumps(self.facts, indent=1))
 

@@ -13,12 +13,13 @@ import json
 import os
 import re
 import resource
+import select
 import selectors
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -71,9 +72,9 @@ class Outcome:
 
 
 def run(command: list[str], run_dir: Path, policy: Policy, limits: Limits, *, sandbox: str,
-        env: Mapping[str, str] = os.environ) -> Outcome:  # fmt: skip
+        env: Mapping[str, str] = os.environ, ended: Callable[[], bool] = lambda: False) -> Outcome:  # fmt: skip
     """Run `command` in the folder `run_dir` with the variables of `env` that `environment` passes. Its output goes to
-    run_dir/run.log.
+    run_dir/run.log. It is killed once `ended()`, which is asked every INTERVAL.
 
     `sandbox` is a kind from sandbox.KINDS. All processes of the child have ended when this returns or raises.
     Raises UserError for an invalid policy."""
@@ -94,6 +95,11 @@ def run(command: list[str], run_dir: Path, policy: Policy, limits: Limits, *, sa
         try:
             process.stdin.write(json.dumps(job).encode() + b"\n")
             process.stdin.flush()
+            while not select.select([process.stdout], [], [], INTERVAL)[0]:
+                if ended():
+                    process.stdin.close()
+                    process.send_signal(signal.SIGCONT)
+                    break
             answer = process.stdout.read()
         finally:
             process.stdin.close()  # makes the guard kill the tree

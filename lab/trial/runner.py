@@ -74,6 +74,10 @@ class Measured:
     test_bpb: float | None = None  # of the text that no verdict looks at; None: not scored
 
 
+class Skipped(Exception):
+    """A person ended the experiment during this run."""
+
+
 @dataclass(frozen=True)
 class Phase:
     """What a runner is doing ("" for nothing) and since when; `run_dir` is set while it trains."""
@@ -94,6 +98,7 @@ class Runner:
     preflight_seconds: float = 0.0
     log: Callable[[str], None] = print
     echo: Callable[[str], None] = silent  # called with each line that training and scorer print
+    ended: Callable[[], bool] = lambda: False  # whether a person has ended the experiment at hand
     phase: Phase = field(default_factory=Phase)
     free: int = 0  # bytes on the disk before the run
     usual_flops: float = 0.0  # the best so far of the probes before and after runs
@@ -117,7 +122,8 @@ class Runner:
         return self._checked(reason, run_dir) if reason else ""
 
     def run(self, name: str, source: str, seed: int, test: bool = False) -> Measured:
-        """Train this source for the budget and score it; with `test`, also on the text that no verdict looks at."""
+        """Train this source for the budget and score it; with `test`, also on the text that no verdict looks at. Raises
+        Skipped if `ended` during the training or before."""
         self.check_data()
         run_dir = self._empty(name)
         with self._in_phase("waiting for the machine"):
@@ -199,8 +205,12 @@ class Runner:
         env = os.environ | {"AUTORESEARCH_SETTINGS": str(sent / "settings.json")}
         command = [sys.executable, str(sent / "train.py"), "--run-dir", str(run_dir), "--no-score", *flags]
         limits = Limits(seconds, int(hardware.describe()["memory_gb"] * MEMORY_SHARE * 2**30))
-        outcome = guard.run(command, run_dir, policy, limits, sandbox=self.sandbox, env=env)
+        outcome = guard.run(command, run_dir, policy, limits, sandbox=self.sandbox, env=env, ended=self.ended)
         self._echo(read_bytes(run_dir / "run.log", ECHO_BYTES).decode(errors="replace"))
+        if outcome.status == "killed" and self.ended():
+            for path in leftovers(run_dir):
+                remove(path, self.folder)
+            raise Skipped
         return outcome
 
     def _echo(self, printed: str) -> None:
@@ -273,6 +283,8 @@ class Runner:
         """The machine's condition once it is fit for a run, or after WAIT_SECONDS in any case."""
         begun, logged = time.monotonic(), False
         while reason := wait_reason(now := self._condition(), self.usual_flops):
+            if self.ended():
+                raise Skipped
             if time.monotonic() - begun > WAIT_SECONDS:
                 break
             if not logged:

@@ -323,7 +323,7 @@ def test_gits_environment_does_not_reach_the_command(tmp_path, monkeypatch):
 
 
 def test_importing_the_agents_does_nothing():
-    code = "import lab.agents, lab.agents.command, lab.agents.hybrid, lab.agents.search, lab.agents.ollama"
+    code = "import lab.agents, lab.agents.command, lab.agents.hybrid, lab.agents.search, lab.agents.model"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=os.getcwd())
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 

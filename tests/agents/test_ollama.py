@@ -12,9 +12,10 @@ from ollama_server import CODER, OllamaServer
 
 from lab.agents.briefing import NoProposal, Tried
 from lab.agents.hybrid import Hybrid
-from lab.agents.ollama import RESTING, Ollama, _rested
-from lab.agents.ollama_client import Server, billions, full_name
+from lab.agents.model import RESTING, LocalModel, _rested
+from lab.agents.ollama_client import Server, full_name
 from lab.agents.search import Search
+from lab.agents.server import billions
 from lab.errors import UserError
 
 
@@ -31,10 +32,10 @@ def serve():
         server.stop()
 
 
-def agent_for(server: OllamaServer, said: list[str] | None = None, patience: float = 2.0, **kwargs) -> Ollama:
+def agent_for(server: OllamaServer, said: list[str] | None = None, patience: float = 2.0, **kwargs) -> LocalModel:
     log = (said if said is not None else []).append
     client = Server(server.url, patience=patience, answer_seconds=1.0, first_pause=0.05, log=log)
-    return Ollama(server=client, log=log, **kwargs)
+    return LocalModel(client, log=log, **kwargs)
 
 
 def sized(parameters: float, **more) -> dict:
@@ -231,7 +232,7 @@ def test_the_most_able_model_that_fits_is_chosen(serve, memory, chosen):
 def test_the_model_for_a_mac_is_that_of_the_docs(serve, monkeypatch, machine, chosen):
     gigabytes = {1.5: 0.99, 3: 1.9, 7: 4.7, 14: 9.0, 32: 20.0}  # as `ollama list` tells them
     models = {f"qwen2.5-coder:{n}b": sized(n) | {"size": int(size * 1e9)} for n, size in gigabytes.items()}
-    monkeypatch.setattr("lab.agents.ollama.describe", lambda: {"memory_gb": float(machine)})
+    monkeypatch.setattr("lab.agents.model.describe", lambda: {"memory_gb": float(machine)})
     assert agent_for(serve(models=models)).choose().name == f"qwen2.5-coder:{chosen}"
 
 
@@ -295,7 +296,7 @@ def test_the_environments_host_is_honoured(serve, monkeypatch):
     server = serve()
     monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{server.port}")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # not meant for this machine's own server
-    assert Ollama().propose(briefing()).agent == "ollama"
+    assert LocalModel(Server()).propose(briefing()).agent == "ollama"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:port", "http://[::1", "127.0.0.1:99999999"])

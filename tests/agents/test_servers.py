@@ -25,6 +25,12 @@ LOCAL, LARGE = {"tiny:1b": sized(1)}, CODER | {"parameters": 120_000_000_000, "s
 LARGE_FILE = LARGE | {"size": 10_000_000_000}
 
 
+@pytest.fixture(autouse=True)
+def no_other_server(monkeypatch):
+    """This machine's own servers are not asked."""
+    monkeypatch.setattr("lab.agents.openai_client.USUAL_PORTS", ())
+
+
 @pytest.fixture
 def serve():
     servers = []

@@ -107,6 +107,17 @@ def test_pure_bytes_with_uniform_output_score_log2_of_the_vocabulary(make_run):
     assert score_run(run)["val_bpb"] == pytest.approx(math.log2(257), rel=1e-6)
 
 
+def test_the_score_by_position_is_that_of_each_quarter_of_the_context(make_run):
+    """A model whose logits grow along the row: its advantage on repeated text grows too."""
+    table = np.zeros((257, 257), np.float32)
+    table[ord("a"), ord("a")] = 1
+    grows = "        return self.table[tokens] * mx.arange(tokens.shape[1])[None, :, None]"
+    run, _ = make_run(HONEST.replace(CALL, grows), val=["a" * 64 * 15], table=table)
+    score = score_run(run)
+    assert score["positions"] == sorted(score["positions"], reverse=True)
+    assert sum(score["positions"]) / 4 == pytest.approx(score["val_bpb"], rel=0.02)
+
+
 @pytest.mark.parametrize("vocab", [256, 300])
 def test_every_byte_is_scored_once_whatever_the_vocabulary(make_run, vocab):
     val = ["Ünïcödé 🐱 wörds " * 30, "short", "x", "naïve " * 100]

@@ -1,4 +1,4 @@
-"""The agent that asks a local model through Ollama, in a form of answer that models of its size can produce.
+"""The agent that asks a local model, whatever server runs it, in a form of answer that models of its size can produce.
 
 One proposal: choose the model (once a night), size the prompt to a context that stays the same all night, ask with a
 JSON schema, validate the answer as if there were no schema, retry with a new seed when it is unusable, unload the model
@@ -16,7 +16,7 @@ from typing import Any
 
 from lab.agents.answers import FORMS, Menu, NoAnswer, parse_answer, schema
 from lab.agents.briefing import BYTES_PER_TOKEN, Briefing, NoProposal, Tried
-from lab.agents.ollama_client import GRAMMAR, Model, Refused, Server, Unusable, full_name
+from lab.agents.server import GRAMMAR, Model, ModelServer, Refused, Unusable
 from lab.errors import UserError
 from lab.loop.proposal import REQUIRED, Proposal
 from lab.loop.source import Rejected, definition, is_definition, parse
@@ -60,24 +60,22 @@ class Question:
     menu: Menu  # values on offer, or definitions by name
 
 
-class Ollama:
+class LocalModel:
     """A local model's proposals. `model` and `form` are chosen by what is installed and its size when empty."""
-
-    name = "ollama"
 
     def __init__(
         self,
+        server: ModelServer,
         model: str = "",
         form: str = "",
         seed: int = 0,
         think: bool = False,
         memory_gb: float = 0.0,  # for the model; 0: a share of this machine's
-        server: Server | None = None,
         log: Callable[[str], None] = lambda line: None,
     ) -> None:
         if form and form not in FORMS:
             raise UserError(f"unknown form of answer {form!r}; choose one of: {', '.join(FORMS)}")
-        self.server = server or Server(log=log)
+        self.server, self.name = server, server.kind
         self.wanted, self.form, self.seed, self.think = model, form, seed, think
         self.memory_gb, self.log = memory_gb, log
         self.model: Model | None = None
@@ -120,12 +118,12 @@ class Ollama:
 
     def _wanted(self, installed: list[Model]) -> Model:
         for model in installed:
-            if full_name(model.name) == full_name(self.wanted):
+            if self.server.same(model.name, self.wanted):
                 return model
         for name, reason in self.server.unread.items():
-            if full_name(name) == full_name(self.wanted):
+            if self.server.same(name, self.wanted):
                 raise UserError(reason)
-        raise UserError(f"the model {self.wanted} is not installed; run: ollama pull {self.wanted}")
+        raise UserError(self.server.missing(self.wanted))
 
     def _most_capable(self, installed: list[Model]) -> Model:
         """The largest that runs here and fits; a coder counts twice its size."""
@@ -136,13 +134,13 @@ class Ollama:
             raise UserError("; ".join(self.server.unread.values()))
         if not installed:
             remote = f" that runs locally ({', '.join(elsewhere)}; use it with --model)" if elsewhere else ""
-            raise UserError(f"the Ollama server has no model{remote}; run: ollama pull qwen2.5-coder:1.5b")
+            raise UserError(f"the {self.server.title} server has no model{remote}; {self.server.suggestion}")
         fitting = [model for model in installed if model.bytes <= room or not self.server.local]
         if not fitting:
             smallest = min(installed, key=lambda model: model.bytes)
             raise UserError(
                 f"no installed model fits {room / 2**30:.1f} GB (the smallest, {smallest.name}, needs "
-                f"{smallest.bytes / 2**30:.1f}); run: ollama pull qwen2.5-coder:1.5b"
+                f"{smallest.bytes / 2**30:.1f}); {self.server.suggestion}"
             )
         return max(fitting, key=lambda m: (m.parameters * (2 if "code" in m.name.lower() else 1), m.name))
 
