@@ -29,7 +29,8 @@ AGENT_FLAGS := $(VERBOSITY) $(if $(PRESET),--preset $(call quote,$(PRESET))) $(i
 	$(if $(BASE_URL),--base-url $(call quote,$(BASE_URL))) \
 	$(if $(TAG),--tag $(call quote,$(TAG))) $(if $(EXPERIMENTS),--max-experiments $(EXPERIMENTS)) \
 	$(if $(UNTIL),--until $(call quote,$(UNTIL))) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(LLM_SHARE),--llm-share $(call quote,$(LLM_SHARE))) \
-	$(if $(COMMAND),--command $(call quote,$(COMMAND))) $(if $(SANDBOX),--sandbox $(call quote,$(SANDBOX))) $(if $(RIGOR),--rigor $(call quote,$(RIGOR)))
+	$(if $(COMMAND),--command $(call quote,$(COMMAND))) $(if $(SANDBOX),--sandbox $(call quote,$(SANDBOX))) $(if $(RIGOR),--rigor $(call quote,$(RIGOR))) \
+	$(if $(filter 0,$(FUTILITY)),--no-futility)
 
 .PHONY: help setup prepare fit train agent suggest skip confirm status report score sample doctor clean-cache clean-runs test bench lint format lock clean
 .DEFAULT_GOAL := help
@@ -64,7 +65,7 @@ train: $(READY)  ## train for five minutes, then print val_bpb (PRESET= prepares
 	@$(if $(PRESET)$(FILES)$(VOCAB)$(SEQ),,[ -f "$(CURRENT)" ] ||) $(PREPARE)
 	@$(if $(HOSTS),$(VENV)/bin/mlx.launch --backend ring --hostfile $(call quote,$(HOSTS)) -- )$(PY) train.py $(TRAIN_FLAGS)
 
-agent: $(READY)  ## run a night of experiments, or resume it (PRESET= AGENT= MODEL= BASE_URL= COMMAND= TAG= EXPERIMENTS= UNTIL= MINUTES= LLM_SHARE= SANDBOX= RIGOR=)
+agent: $(READY)  ## run a night of experiments, or resume it (PRESET= AGENT= MODEL= BASE_URL= COMMAND= TAG= EXPERIMENTS= UNTIL= MINUTES= LLM_SHARE= SANDBOX= RIGOR= FUTILITY=)
 	@$(if $(PRESET),:,[ -f "$(CURRENT)" ] || $(PREPARE))
 	@$(PY) agent_loop.py run $(AGENT_FLAGS)
 

@@ -15,6 +15,7 @@ Importing this module has no effect.
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -33,11 +34,11 @@ from lab.agents.suggested import NAME, proposed
 from lab.errors import UserError, one_line
 from lab.files import ROOT, write_atomic
 from lab.interface.dashboard import dashboard, summary
-from lab.interface.options import agent_options, end_options, night_options, tag_option, until_option
+from lab.interface.options import agent_options, end_options, futility_option, night_options, tag_option, until_option
 from lab.interface.report import sample_stories, serve, write_report
-from lab.loop import confirm, session
+from lab.loop import confirm, futility, session
 from lab.loop.branch import Branch
-from lab.loop.history import State, Step
+from lab.loop.history import Experiment, State, Step
 from lab.loop.journal import Journal
 from lab.loop.proposal import Proposal, check
 from lab.loop.session import NIGHTS, existing, held, latest_tag, open_night
@@ -47,11 +48,13 @@ from lab.loop.suggestions import Suggestion, Suggestions, ask_to_skip, read, ski
 from lab.preset import from_dict
 from lab.show import QUIET, examples, log, silent, verbosity_options
 from lab.training.run import guarded
+from lab.trial.curve import read_curve
 from lab.trial.runner import Measured, Skipped
 
 REDRAWS = 2  # retries after a proposal failed its checks, before search proposes instead
 CONFIRM_SECONDS = 30.0  # of a run of the confirmation besides training
 CONFIRMED = ("status", "val_bpb", "test_bpb", "tokens", "speed", "pace", "memory_gb", "minutes", "reason")
+LOOK_SECONDS = 5.0  # between two looks at the curve of a run
 INVALID_RUNS = 3  # in a row: the experiment counts as a crash and the night continues
 
 
@@ -72,6 +75,9 @@ class Night:
     last: int | None = None  # number of the last experiment; None: not known
     deadline: Until | None = None  # when the night ends, its confirmation included
     suggestions: Suggestions | None = None  # of a person; None: not taken
+    futility: bool = False  # end runs that are nearly certain to lose
+    lost: float | None = None  # by how much the run that was ended was losing, bits per byte
+    looked: float = 0.0  # when the curve was last read
 
     def go(self, experiments: int | None, final: bool = True) -> str:
         """Settle `experiments` more after the baseline, or continue until `stop` gives a reason; return the reason.
@@ -81,12 +87,14 @@ class Night:
         known = len(state.experiments) + (not state.incumbent and not state.pending)  # the baseline is not counted
         last = None if experiments is None else known + experiments - 1
         self.last = last if final else None
-        self.runner.ended = lambda: bool(self.skip_reason())
+        self.runner.ended = lambda: bool(self.skip_reason() or self.losing())
         while True:
             self.branch.reset(state.head())
             step = state.step()
             if step.action in ("run", "judge") and (reason := self.skip_reason()):
                 self.settle("skip", reason)
+            elif self.lost is not None:
+                self.give_up(step)
             elif step.action == "propose":
                 done = "done" if last is not None and len(state.experiments) > last else ""
                 if reason := self.stop() or done or self.time_to_confirm():
@@ -190,6 +198,31 @@ class Night:
         now = self.journal.state.pending
         return skip_reason(self.folder, now.id) if now and not now.baseline else ""
 
+    def losing(self) -> bool:
+        """Whether the run that trains now is nearly certain to lose, looked at every few seconds."""
+        now, step, run_dir = self.journal.state.pending, self.journal.state.step(), self.runner.phase.run_dir
+        if not self.futility or not run_dir or not now or now.results or step.who == "incumbent":
+            return False
+        best = self.journal.state.incumbent
+        if time.monotonic() < self.looked + LOOK_SECONDS or not best or step.seed not in best.names:
+            return False
+        self.looked = time.monotonic()
+        changed = {*(now.edit or {}).get("values", {}), *(now.edit or {}).get("definitions", ())}
+        if not changed or not futility.comparable(changed, self.branch.source(now.commit)):
+            return False
+        whole = read_curve(self.folder / "runs" / best.names[step.seed] / "steps.jsonl")
+        self.lost = futility.gap(read_curve(run_dir / "steps.jsonl"), whole)
+        if self.lost is not None:  # from nats per token of training text to bits per byte
+            self.lost *= best.val_bpb / float(whole.loss[-len(whole.loss) // 10 :].mean())
+        return self.lost is not None
+
+    def give_up(self, step: Step) -> None:
+        """Discard the experiment whose run was ended."""
+        reason = f"its run was ended early: at equal tokens its loss was {self.lost:.3f} bpb above the incumbent's"
+        self.journal.record("hopeless", id=step.id, run=step.run, delta=self.lost, reason=reason)
+        self.lost = None
+        self.closed(self.journal.state.experiments[step.id], reason)
+
     def run(self, step: Step) -> None:
         """One training run and its score."""
         state = self.journal.state
@@ -290,7 +323,10 @@ class Night:
         event = {"keep": "kept", "discard": "discarded", "crash": "crashed", "skip": "skipped"}[verdict]
         why = {"crash": {"reason": done.reason}, "skip": {"reason": reason}}.get(verdict, {})
         self.journal.record(event, id=done.id, **why)
-        if verdict == "skip":
+        self.closed(done, reason)
+
+    def closed(self, done: Experiment, reason: str) -> None:
+        if reason:
             self.log(f"experiment {done.id}: {reason}")
         self.journal.write_results()
         if self.agent:
@@ -324,9 +360,11 @@ def command() -> None:
 @night_options
 @agent_options
 @end_options
+@futility_option
 @verbosity_options("Print only the summary and errors.", "Also print the output of preflight, training and scorer.")
 def run(kind: str, model: str, base_url: str, cli: str, llm_share: float, max_experiments: int | None,
-        until: datetime | None, tag: str | None, verbosity: int, rigor: str, **options: Any) -> None:  # fmt: skip
+        until: datetime | None, tag: str | None, verbosity: int, rigor: str, futility: bool,
+        **options: Any) -> None:  # fmt: skip
     folder = NIGHTS / (tag or session.tonight(NIGHTS, datetime.now()))
     deadline = Until(until.time()) if until else None
     log_line = log if verbosity > QUIET else silent
@@ -335,7 +373,7 @@ def run(kind: str, model: str, base_url: str, cli: str, llm_share: float, max_ex
         session.stay_awake()
         parts = open_night(folder, verbosity=verbosity, **options)
         night = Night(folder, *parts, rigor, agent, log_line, stopper(deadline, log_line), deadline=deadline)
-        night.suggestions = Suggestions(folder)
+        night.suggestions, night.futility = Suggestions(folder), futility
         task = task_line(night.runner.settings)
         log_line(f"night {folder.name}: agent {agent.name}, sandbox {night.runner.sandbox}, {task}")
         try:

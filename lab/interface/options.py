@@ -56,6 +56,8 @@ agent_options = _together(
                  help="For --agent hybrid: share of proposals by the model."),
 )  # fmt: skip
 
+futility_option = click.option("--futility/--no-futility", default=True, show_default=True,
+                               help="End a run early that is nearly certain to lose.")  # fmt: skip
 until_option = click.option("--until", type=click.DateTime(["%H:%M"]), metavar="HH:MM",
                             help="Start nothing new from this time of day, like 07:00; a night confirms its winner "
                             "before.  [default: no limit]")  # fmt: skip

@@ -272,7 +272,7 @@ def _curve(report: Report, e: Experiment) -> list[tuple[float, float]]:
 def _first_run(report: Report, e: Experiment) -> str:
     """Name of an experiment's first valid run; "" for none."""
     own = (r["run"] for r in report.runs if r["id"] == e.id and r["who"] == "candidate" and r["status"] == "ok")
-    return next(own, "")
+    return next(own, e.ended_run)
 
 
 def _points(path: Path) -> list[tuple[float, float]]:

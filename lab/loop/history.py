@@ -34,6 +34,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "crashed": ("id", "reason"),
     "confirmation": ("id", "without", "run", "seed", "status", "val_bpb", "test_bpb", "reason"),
     "skipped": ("id", "reason"),
+    "hopeless": ("id", "run", "delta", "reason"),
     "note": ("text",),
 }
 CLOSING = {"kept": "keep", "discarded": "discard", "crashed": "crash"}
@@ -65,6 +66,8 @@ class Experiment:
     verdict: str = ""
     near_miss: bool = False
     reason: str = ""
+    names: dict[int, str] = field(default_factory=dict)  # seed -> name of its last valid run
+    ended_run: str = ""  # name of the run that was ended because it was going to lose
     skipped: bool = False  # a person ended it before its verdict; it counts as discarded
 
     @property
@@ -204,7 +207,7 @@ class State:
     def _expected(self, event: str) -> dict[str, Any]:
         """The values that the event must have. ValueError if another event is next."""
         now = self.step()
-        if event == "skipped":
+        if event in ("skipped", "hopeless"):
             if now.action not in ("run", "judge") or self.pending.baseline:
                 raise ValueError(f"{event} does not follow: next is {now}")
             return {"id": now.id}
@@ -270,6 +273,7 @@ class State:
         if record["status"] == "ok":
             measured = record["seed"], record["val_bpb"], record.get("pace"), record["n"], record.get("tokens")
             ran.results.append(Run(*measured))
+            ran.names[record["seed"]] = record["run"]
         elif candidate:
             self._next = Step("settle", ran.id, verdict="crash")
             ran.reason, ran.spoiled = record["reason"][:TEXT], record.get("spoiled", False)
@@ -312,6 +316,12 @@ class State:
 
     def _skipped(self, record: dict[str, Any]) -> None:
         self.pending.skipped, self.pending.reason = True, record["reason"][:TEXT]
+        self._closed({"event": "discarded"})
+
+    def _hopeless(self, record: dict[str, Any]) -> None:
+        lost = self.pending
+        lost.ended_run, lost.reason, lost.delta = record["run"], record["reason"][:TEXT], record["delta"]
+        lost.val_bpb = self.incumbent.val_bpb + record["delta"]
         self._closed({"event": "discarded"})
 
     def _closed(self, record: dict[str, Any]) -> None:

@@ -129,6 +129,20 @@ def definition(source: str, name: str) -> str:
     raise Rejected(f"there is no top-level definition {name}")
 
 
+def uses(source: str, name: str) -> set[str]:
+    """A top-level name and all top-level names that it uses, directly or through others."""
+    tree = parse(source)
+    parts = {node.name: node for node in tree.body if is_definition(node)}
+    parts |= {target: node.value for node in tree.body if (target := _target(node))}
+    found, open_names = set(), [name]
+    while open_names:
+        this = open_names.pop()
+        if this in parts and this not in found:
+            found.add(this)
+            open_names += [node.id for node in ast.walk(parts[this]) if isinstance(node, ast.Name)]
+    return found
+
+
 def fingerprint(source: str, settings: Mapping[str, Any] | None = None) -> str:
     """Digest of what the source does: without comments, docstrings and layout, constants by value.
 
