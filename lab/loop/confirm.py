@@ -129,7 +129,7 @@ def _gain(
         codes.append(Code(-number, runs, work=work))
     if not codes[0].seeds & codes[1].seeds:
         return None
-    mine, its, *others = paced([*codes, *(e.code for e in (best, *state.teachers()))])
+    mine, its, *others = paced([*codes, *(e.code for e in (best, *state.teachers()))], codes[0].work)
     fit = Fit([mine, its, *(code for code in others if code.runs)], mine)
     delta, error = fit.difference(mine, its)
     reach = student(NORMAL_95, fit.df) * error

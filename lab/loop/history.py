@@ -173,7 +173,9 @@ class State:
     def judge(self, rigor: Rigor = "full", to_come: int | None = None) -> Decision:
         """The verdict on the pending experiment, once `step` says "judge"; `to_come` as in `decide`."""
         best = self.incumbent
-        candidate, *known = paced([e.code for e in (self.pending, *([best] if best else []), *self.teachers())])
+        candidate, *known = paced(
+            [e.code for e in (self.pending, *([best] if best else []), *self.teachers())], best.work if best else 0
+        )
         return decide(
             candidate,
             known[0] if best else None,

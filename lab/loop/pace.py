@@ -7,50 +7,68 @@ is the speed of one fixed train.py before and after the run (`Run.pace`), which 
 Codes that do the same work for a token share `Code.work`: they differ only in learning rates and the like. With
 y = log(tokens), p = log(measured pace) and one speed s for each work,
 
-    y = s + x        x: log(pace), normal around the night's mean, sd `spread`
+    y = s + x        x: log(pace); from one run of the night to the next it moves by an sd of `step`
     p = x + e        sd `error`
 
-so within one work the paces differ as the tokens do, and their mean is the mean of p, drawn to the night's mean by as
-much as p errs. Both sds are estimated from the night's own runs.
+so within one work the paces differ as the tokens do. s is the least squares solution over all runs in their order: what
+the machine did just before and after is known from other works, and p says the same less precisely but at once. Both
+sds are estimated from the night's own runs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 from math import exp, log, sqrt
 from statistics import fmean
 
+import numpy as np
+
 from lab.loop.verdict import Code, Run
 
-SPREAD, ERROR = 0.02, 0.015  # sds before any run is known
+STEP, ERROR = 0.02, 0.018  # sds before any run is known
 PRIOR_DF = 2  # runs that these weigh as much as
 
+Timed = tuple[int, Run]  # a work and one of its runs
 
-def paced(codes: Sequence[Code]) -> list[Code]:
-    """The same codes, whose runs have the pace that both measurements together say.
+
+def paced(codes: Sequence[Code], against: int = 0) -> list[Code]:
+    """The same codes, whose runs have the pace that both measurements together say. `doubt` is the standard error of a
+    code's s minus that of the work `against`.
 
     A code with a run that lacks either measurement keeps what was measured."""
-    known = [code for code in codes if code.runs and all(run.pace and run.tokens for run in code.runs)]
-    works: dict[int, list[Run]] = {}
-    for code in known:
-        works.setdefault(code.work, []).extend(code.runs)
-    known, speeds = {code.id for code in known}, _speeds(works)
-    return [_corrected(code, *speeds[code.work]) if code.id in known else code for code in codes]
+    known = {code.id for code in codes if code.runs and all(run.pace and run.tokens for run in code.runs)}
+    runs = [(code.work, run) for code in codes if code.id in known for run in code.runs]
+    speeds, covariance, place = _speeds(sorted(runs, key=lambda timed: timed[1].at))
+
+    def corrected(code: Code) -> Code:
+        if code.id not in known:
+            return code
+        own, other = place[code.work], place.get(against, place[code.work])
+        doubt = covariance[own, own] + covariance[other, other] - 2 * covariance[own, other]
+        runs = [run._replace(pace=exp(log(run.tokens) - speeds[own])) for run in code.runs]
+        return code._replace(runs=runs, doubt=sqrt(max(0.0, doubt)))
+
+    return [corrected(code) for code in codes]
 
 
-def _corrected(code: Code, speed: float, doubt: float) -> Code:
-    return code._replace(runs=[run._replace(pace=exp(log(run.tokens) - speed)) for run in code.runs], doubt=doubt)
-
-
-def _speeds(works: Mapping[int, Sequence[Run]]) -> dict[int, tuple[float, float]]:
-    """s of each work and its standard error."""
-    spread = _variance([[log(run.tokens) for run in runs] for runs in works.values()], SPREAD)
-    error = _variance([[log(run.tokens / run.pace) for run in runs] for runs in works.values()], ERROR)
-    trust = spread / (spread + error)
-    usual = fmean(log(run.pace) for runs in works.values() for run in runs) if works else 0.0
-    speeds = {}
-    for work, runs in works.items():
-        pace = usual + trust * (fmean(log(run.pace) for run in runs) - usual)
-        speeds[work] = fmean(log(run.tokens) for run in runs) - pace, sqrt(trust * error / len(runs))
-    return speeds
+def _speeds(runs: Sequence[Timed]) -> tuple[np.ndarray, np.ndarray, dict[int, int]]:
+    """s of every work with the covariance, and the place of each work in both."""
+    place = {work: i for i, work in enumerate(dict.fromkeys(work for work, _ in runs))}
+    moves = [(one, two) for one, two in pairwise(runs)]
+    error = _variance([[log(run.tokens / run.pace) for own, run in runs if own == work] for work in place], ERROR)
+    same = [log(two[1].tokens / one[1].tokens) for one, two in moves if one[0] == two[0]]
+    step = (sum(move**2 for move in same) + PRIOR_DF * STEP**2) / (len(same) + PRIOR_DF)
+    precision, pull = np.zeros((len(place), len(place))), np.zeros(len(place))
+    for work, run in runs:
+        precision[place[work], place[work]] += 1 / error
+        pull[place[work]] += log(run.tokens / run.pace) / error
+    for (one, before), (two, after) in moves:
+        if one != two:
+            i, j, moved = place[one], place[two], log(after.tokens / before.tokens)
+            precision[[i, j], [i, j]] += 1 / step
+            precision[[i, j], [j, i]] -= 1 / step
+            pull[[i, j]] += np.array([-moved, moved]) / step
+    covariance = np.linalg.inv(precision)
+    return covariance @ pull, covariance, place
 
 
 def _variance(groups: Sequence[Sequence[float]], prior: float) -> float:
