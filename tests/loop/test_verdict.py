@@ -290,9 +290,9 @@ def test_even_the_first_proposal_that_changes_nothing_is_kept_at_most_one_time_i
     assert _first(0.0, 400, machine) < 0.075  # 0.05 at most in 2,000; standard error here 0.011
 
 
-@pytest.mark.parametrize("machine", ["steady", "first hour"])
-def test_a_first_gain_of_a_third_of_a_seeds_sd_is_kept_four_times_in_five(machine):
-    assert _first(-0.0025, 400, machine) > 0.73  # standard error here 0.02
+@pytest.mark.parametrize(("machine", "least"), [("steady", 0.79), ("first hour", 0.65)])  # standard error 0.02
+def test_a_first_gain_of_a_third_of_a_seeds_sd_is_kept_in_most_nights(machine, least):
+    assert _first(-0.0025, 400, machine) > least
 
 
 @pytest.mark.parametrize("pair", [0.0003, 0.004])
