@@ -40,7 +40,7 @@ from lab.loop.verdict import Code, Run, decide  # noqa: E402
 
 BPB = 0.97  # val_bpb of the baseline
 SEED_SD, PAIR_SD = 0.0073, 0.0018  # measured at that val_bpb
-SLOPE = -0.09  # val_bpb on the logarithm of tokens: -0.092 measured, -0.064 before
+SLOPE = -0.09  # val_bpb on the logarithm of tokens: -0.102 and -0.064 measured
 REPEAT_SD = 0.0003  # of the same code, seed and number of tokens: measured within 0.0004
 PACE_ERROR = 0.018  # sd of log(pace) measured from outside a run (benchmarks/recorded.py)
 TOKENS = 2.5e6  # of a run of the baseline at the usual pace

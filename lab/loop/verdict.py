@@ -15,8 +15,8 @@ more, from which it estimates the effects of the seeds. Its priors, as shares of
   prior with sd DOUBT, which weighs as much as two degrees of freedom. Differences scatter more where the effect is
   beyond SMALL (0.0066 at an effect of 0.074): their noise grows in proportion, so they are not used to estimate the
   noise of small ones.
-- The slope is SLOPE +- SLOPE_SD. At val_bpb 0.82, -0.078 and -0.112 of it were measured; the scaling rule of presets
-  says -0.11.
+- The slope is SLOPE +- SLOPE_SD. At val_bpb 0.82, -0.078 and -0.124 of it were measured (width 192 on two cores, width
+  128 on one); the scaling rule of presets says -0.11.
 - A kept change was selected for a good result (winner's curse). So each incumbent has a normal prior centred on the
   code that it changes, as wide as its effect and at least KEPT.
 
@@ -56,7 +56,7 @@ import numpy as np
 SEED = 0.0075  # sd of a run with another seed, share of val_bpb
 PAIR = 0.0018  # sd of a difference at the same seed, share of val_bpb
 DOUBT = 0.5  # sd of the logarithm of either: weighs 1 / (2 * DOUBT^2) = 2 degrees of freedom
-SLOPE, SLOPE_SD = -0.09, 0.025  # val_bpb on log(pace), share of val_bpb
+SLOPE, SLOPE_SD = -0.1, 0.025  # val_bpb on log(pace), share of val_bpb
 SMALL = 0.01  # largest effect of a code whose runs estimate the noise of pairs, share of val_bpb
 KEPT = 0.002  # least sd of an incumbent's prior around the code that it changes, share of val_bpb
 FLAT = 1e-4  # prior precision of the codes, practically none, 1 / bpb^2
