@@ -282,6 +282,14 @@ LEFT = [
     Attempt("a run folder that cannot be entered", "os.chmod('.', 0)"),
 ]  # fmt: skip
 
+CHECKPOINTS = {  # in place of the model's parameters; PATH is the file
+    "a link to another file": "os.symlink('/etc/passwd', PATH)",
+    "a FIFO": "os.mkfifo(PATH)",
+    "a folder": "os.mkdir(PATH)",
+    "a pickle that runs a program": "pickle = 'cos\\nsystem\\n(S\\'touch ' + PATH + '.ran\\'\\ntR.'\n"
+    "open(PATH, 'w').write(pickle)",
+}
+
 # (program, how the run must end), with 20 MiB of disk, 1 MiB of output, 200 MiB of memory and 2 seconds.
 RESOURCES = {
     "prints without end": ("while True: print('x' * 99999)", "output"),

@@ -218,6 +218,8 @@ class Runner:
             self._echo(read_bytes(scratch / "run.log", ECHO_BYTES).decode(errors="replace"))
             if (run_dir / "score.json").is_file():
                 return json.loads((run_dir / "score.json").read_text(encoding="utf-8"))
+            if outcome.status not in ("killed", "memory"):
+                break
         return {"status": "rejected", "reason": f"scoring failed: {failure(outcome)}"}
 
     def _empty(self, name: str) -> Path:

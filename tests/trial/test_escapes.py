@@ -15,7 +15,7 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
-from attempts import ATTEMPTS, LEFT, RESOURCES, Attempt
+from attempts import ATTEMPTS, CHECKPOINTS, LEFT, RESOURCES, Attempt
 from conftest import ROOT
 from outside import FOLDERS, Outside, landlock_version
 
@@ -158,6 +158,7 @@ def figures() -> list[str]:
         rows.append(f"| {kind} | {len(attempts)} | {counts[0]} | {counts[1]} | {profile} |")
     traps = len(LEFT)
     return [*rows, f"| traps for the loop and the scorer | {traps} | {traps} | {traps} | not run |",
+            f"| checkpoints that are none | {len(CHECKPOINTS)} | {len(CHECKPOINTS)} | the same loop | not run |",
             f"| resources | {len(RESOURCES)} | {len(RESOURCES)} | the same guard | not run |"]  # fmt: skip
 
 

@@ -4,6 +4,7 @@ The attempts are in tests/attempts.py. All traps lie in one run folder, which th
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from textwrap import dedent, indent
 
 import numpy as np
 import pytest
-from attempts import LEFT, RESOURCES, ROOT
+from attempts import CHECKPOINTS, LEFT, RESOURCES, ROOT
 from conftest import ROOT as CHECKOUT
 from outside import Outside
 from processes_left import MARK, needs_proc, none_left
@@ -148,16 +149,20 @@ def test_the_scorer_ends_with_the_loop(tmp_path: Path, end: signal.Signals) -> N
     assert none_left(tmp_path)
 
 
-def test_what_a_model_starts_while_it_is_scored_ends_with_the_score(night: Night, monkeypatch) -> None:
+def test_what_a_model_starts_ends_with_the_score_and_its_reason_is_one_short_line(night: Night, monkeypatch) -> None:
     monkeypatch.setenv(MARK, str(night.run_dir))
     start = """
         import os, time
         if os.fork() == 0:
             os.setsid()
             time.sleep(60)
+        raise RuntimeError("\\x1b[31mred\\x1b]0;title\\x07\\n" + "\\u202e" + "x" * 9999)
     """
-    assert night.score(start)["status"] == "tried"
+    score = night.score(start)
     assert none_left(night.run_dir, 0)
+    assert score["reason"].startswith("the model failed: RuntimeError: red xxx")
+    assert score["reason"].isprintable()
+    assert len(score["reason"]) <= 400
 
 
 def test_a_model_whose_child_holds_its_pipe_cannot_stop_the_night(night: Night, monkeypatch) -> None:
@@ -166,8 +171,13 @@ def test_a_model_whose_child_holds_its_pipe_cannot_stop_the_night(night: Night, 
     assert score == {"status": "rejected", "reason": "scoring failed: timeout: still running after 3 s"}
 
 
-def test_the_reason_that_a_model_gives_is_one_short_line(night: Night) -> None:
-    reason = night.score("raise RuntimeError('\\x1b[31mred\\x1b]0;title\\x07\\n' + '\\u202e' + 'x' * 9999)")["reason"]
-    assert reason.startswith("the model failed: RuntimeError: red xxx")
-    assert reason.isprintable()
-    assert len(reason) <= 400
+@pytest.mark.parametrize("what", CHECKPOINTS)
+def test_what_is_no_checkpoint_is_rejected(night: Night, what: str) -> None:
+    path = night.run_dir / "checkpoint.safetensors"
+    path.unlink()
+    exec(CHECKPOINTS[what], {"os": os, "PATH": str(path)})
+    night.runner._disarm(night.run_dir)
+    score = night.score()
+    assert score["status"] == "rejected"
+    assert re.search("has no checkpoint.safetensors|load_safetensors", score["reason"])
+    assert not path.with_name(path.name + ".ran").exists()
