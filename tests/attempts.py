@@ -98,6 +98,8 @@ FILES = [
         path = sysconfig.get_path('purelib') + f'/{NAME}.pth'
         open(path, 'w').close(); os.unlink(path); did()""", mac=(CREATE, "PACKAGES"), control=False),
     Attempt("leaves a file in /tmp", "open(f'/tmp/{NAME}', 'w').write('x')", mac=(CREATE, "/private/tmp/x")),
+    Attempt("leaves a file where other programs keep theirs", "open(f'/var/tmp/{NAME}', 'w').write('x')",
+            "bl", (CREATE, "/private/var/folders/x/T/file")),
     Attempt("leaves a file in /dev/shm", "open(f'/dev/shm/{NAME}', 'w').write('x')"),
     Attempt("changes permissions of the code", "os.chmod(READABLE + '/file', 0)", mac=("file-write-mode", "READABLE")),
     Attempt("changes permissions by an open file", "os.fchmod(os.open(READABLE + '/file', 0), 0o777)",

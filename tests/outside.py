@@ -21,6 +21,7 @@ from lab.trial import landlock
 
 SECRET = b"SECRET"
 FOLDERS = {"HOME": "home", "READABLE": "repo", "HIDDEN": "repo/val"}  # names in the programs
+SHARED = ("/tmp", "/var/tmp", "/dev/shm")
 GET_FLAGS = 0x80086601  # FS_IOC_GETFLAGS
 INET, INET6, UNIX, STREAM, DATAGRAM = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX,
                                        socket.SOCK_STREAM, socket.SOCK_DGRAM)  # fmt: skip
@@ -166,7 +167,7 @@ class Outside:
         """What an attempt could have changed."""
         folders = [self.folder / place / str(number) for place in FOLDERS.values()]
         found = [status(path) for folder in folders for path in [folder, *sorted(folder.rglob("*"))]]
-        found += [os.path.lexists(f"{folder}/{self.name(number)}") for folder in ("/tmp", "/dev/shm")]
+        found += [os.path.lexists(f"{folder}/{self.name(number)}") for folder in SHARED]
         if victim := self.victims.get(number):
             found.append(process(victim))
         if number in self.segments:
@@ -197,7 +198,7 @@ class Outside:
             "heard": self.name(number).encode() in self.heard,
             "key": remove_key(self.name(number)),
         }
-        for folder in ("/tmp", "/dev/shm"):
+        for folder in SHARED:
             Path(folder, self.name(number)).unlink(missing_ok=True)
         return ", ".join(fact for fact, true in facts.items() if true)
 
