@@ -3,7 +3,9 @@
 import errno
 import hashlib
 import os
+import secrets
 import shutil
+import subprocess
 from contextlib import suppress
 from pathlib import Path
 
@@ -55,10 +57,11 @@ def recorded_since() -> float:
 def write_atomic(path: Path | str, content: str | bytes) -> None:
     """Write `content` under a temporary name beside `path`, sync it, then rename it into place."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # An experiment may have left a link or a FIFO in this folder: a name that it cannot know, and a new file.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     data = content.encode() if isinstance(content, str) else content
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -93,9 +96,18 @@ def remove(path: Path, folder: Path) -> None:
     """Remove the file, link or whole folder at `path`, if it exists. Raises UserError unless it is inside `folder`."""
     inside(path, folder)
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
+        _remove_tree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _remove_tree(folder: Path) -> None:
+    """Python's rmtree fails on what a run may leave: folders 1,000 deep, or closed ones. The system's commands do not,
+    and neither follows a link."""
+    with suppress(OSError, RecursionError):
+        return shutil.rmtree(folder)
+    for command in (["chmod", "-R", "u+rwx"], ["rm", "-rf"]):
+        subprocess.run([*command, "--", str(folder)], stderr=subprocess.DEVNULL)
 
 
 def sha256(path: Path | str) -> str:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 LINUX = sys.platform == "linux"
 SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 ENTRY_BYTES = 4096  # least size that a file counts as, so that a million empty files count too
+UNKNOWN_BYTES = 1 << 62  # in a folder that cannot be looked into: more than any limit
 POLL_SECONDS = 0.01  # between two checks of a tree that is ending
 FAST_POLLS = 50
 
@@ -194,8 +195,10 @@ def _folder_bytes(folder: Path) -> int:
                     total += max(entry.stat(follow_symlinks=False).st_blocks * 512, ENTRY_BYTES)
                     if entry.is_dir(follow_symlinks=False):
                         pending.append(Path(entry.path))
-        except OSError:  # removed in the meantime, or made unreadable by the child
+        except (FileNotFoundError, NotADirectoryError):  # removed in the meantime
             continue
+        except OSError:  # closed by the child, or too deep for a path
+            return UNKNOWN_BYTES
     return total
 
 

@@ -31,7 +31,7 @@ import numpy as np
 
 from lab.data.batches import document_starts, pack
 from lab.data.shards import Prepared, open_prepared
-from lab.errors import UserError
+from lab.errors import UserError, one_line
 from lab.files import ROOT, remove, write_atomic
 from lab.scoring.model_server import read_frame, write_frame
 from lab.trial.crash import read_bytes
@@ -40,6 +40,7 @@ LOGIT_BYTES = 64 * 2**20  # per batch of float32 logits: bounds the memory of sc
 BATCH_TOKENS = 2048  # per batch at most: the probes cost five batches
 TOLERANCE = 1e-3  # of a logit; the same kernels on the same shapes agree to the bit, so this is generous
 QUARTERS = 4  # of the context, for the score by position
+REASON_CHARS = 400  # the model's process writes a part of it
 SECONDS = 900.0  # after which the model's process is killed
 
 
@@ -138,7 +139,7 @@ def score_run(run_dir: Path, sandbox: str = "none", batches: int | None = None, 
             checkpoint = run_dir / "checkpoint.safetensors"
             score |= {"status": "ok"} | evaluate(model, prepared, length, checkpoint, batches, part)
     except Rejected as reason:
-        score |= {"status": "rejected", "reason": str(reason)}
+        score |= {"status": "rejected", "reason": one_line(reason, REASON_CHARS)}
     score["scoring_seconds"] = round(time.perf_counter() - begun, 2)
     if part == "test":
         write_atomic(run_dir / "test.json", json.dumps(score))

@@ -1,11 +1,13 @@
 """Landlock and seccomp by system call: a Linux sandbox that needs neither root nor a package.
 
 `enter` is the launcher that sandbox.py puts before a command. Landlock's rules only add rights, so a hidden path inside
-a readable folder is excluded by granting its siblings one by one. Landlock restricts only TCP sockets, so a seccomp
-filter denies all sockets. Needs Linux 6.2 (Landlock version 3) on x86-64 or arm64.
+a readable folder is excluded by granting its siblings one by one. What Landlock does not restrict (sockets, permissions
+and times of files, limits of other processes) is refused as a system call, see seccomp.py: so chmod, chown and utime
+fail everywhere, in the child's own folder too. Needs Linux 6.2 (Landlock version 3) on x86-64 or arm64.
 
-Not covered: the names next to a hidden path can be listed, and permissions and times of files outside can be changed.
-Before Linux 6.12 (version 6) the child can send signals to the user's other processes.
+Not covered: existence, size, times and link targets of all files can be seen, the names next to a hidden path be listed
+and the command lines of other processes be read. Before Linux 6.12 (version 6) the child can send signals to the user's
+other processes.
 """
 
 import ctypes
@@ -18,17 +20,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lab.trial.child import execute
+from lab.trial.seccomp import MACHINES, for_landlock
 
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
-# Numbers from linux/landlock.h, seccomp.h, audit.h and prctl.h; libc wraps none of these calls.
+# Numbers from linux/landlock.h, seccomp.h and prctl.h; libc wraps none of these calls.
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, TRUNCATE, IOCTL = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 14, 1 << 15
 READ = EXECUTE | READ_FILE | READ_DIR
 FILE_RIGHTS = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL  # the rights that apply to files
 ALL = -1
 SET_NO_NEW_PRIVS, SET_SECCOMP, SECCOMP_FILTER, CAPABILITY_VERSION_3 = 38, 22, 2, 0x20080522
-MACHINES = {"x86_64": (0xC000003E, 41), "aarch64": (0xC00000B7, 198)}  # audit architecture, number of socket()
-IO_URING_SETUP = 425  # denied too: a ring opens sockets without calling socket()
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -52,7 +53,7 @@ def enter(rules: str, *command: str) -> None:
     call(libc.prctl, SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     call(libc.syscall, RESTRICT_SELF, ruleset, 0)
     call(libc.capset, struct.pack("Ii", CAPABILITY_VERSION_3, 0), bytes(24))  # root could read other memories
-    deny_sockets()
+    refuse_calls()
     execute(list(command))
 
 
@@ -92,23 +93,11 @@ def add_rule(ruleset: int, path: Path, allowed: int) -> None:
     os.close(descriptor)
 
 
-def deny_sockets() -> None:
-    """Install a seccomp filter: socket() and io_uring fail with EPERM, socketpair() still works."""
-    architecture, socket_number = MACHINES[platform.machine()]
-    load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06
-    program = [  # (operation, lines to skip if true, if false, operand)
-        (load, 0, 0, 4),  # the architecture of the call
-        (equal, 1, 0, architecture),
-        (answer, 0, 0, 0x80000000),  # another architecture has other numbers: kill
-        (load, 0, 0, 0),  # the number of the call
-        (at_least, 2, 0, 0x40000000),  # the x32 numbers
-        (equal, 1, 0, socket_number),
-        (equal, 0, 1, IO_URING_SETUP),
-        (answer, 0, 0, 0x00050001),  # EPERM
-        (answer, 0, 0, 0x7FFF0000),  # allowed
-    ]
-    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
-    header = struct.pack("HxxxxxxQ", len(program), ctypes.addressof(code))
+def refuse_calls() -> None:
+    """Install the seccomp filter."""
+    program = for_landlock()
+    code = ctypes.create_string_buffer(program)
+    header = struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(code))
     call(libc.prctl, SET_SECCOMP, SECCOMP_FILTER, header, 0, 0)
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-import subprocess
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -43,12 +43,14 @@ RECORDS = (
     "run.log",
     "score.log",
 )
+WRITTEN = ("train.py", "settings.json", "steps.jsonl", "train.json", "run.log", "checkpoint.safetensors")  # by training
 RECORD_BYTES = 8 << 20  # a larger record is removed with the checkpoint
 SLACK_SECONDS = 10.0  # for starting and saving, added to the budget and twice the preflight
 PREFLIGHT_SECONDS = 240.0  # includes a cold compile of every kernel
 PREFLIGHT_STEPS = 2
 ECHO_BYTES, ECHO_CHARS = 8 << 10, 200  # shown of a run's output, and of each line
 ROOM_BYTES = 1 << 30  # with less free before a run, a full disk is not the run's fault
+SCORE_SECONDS = 1000.0  # the model's process has 900 (lab.scoring.score)
 WAIT_SECONDS = 600.0  # at most, for a hot or busy machine before a run
 TIMED_SECONDS = 6.0  # of training on a GPU, to measure its speed before and after a run
 TIMED_MINUTES = 1.0  # least budget of a run that is worth it
@@ -204,14 +206,28 @@ class Runner:
         policy = Policy((run_dir,), readable=(self.worktree, prepared, sent), hidden=hidden)
         env = os.environ | {"AUTORESEARCH_SETTINGS": str(sent / "settings.json")}
         command = [sys.executable, str(sent / "train.py"), "--run-dir", str(run_dir), "--no-score", *flags]
-        limits = Limits(seconds, int(hardware.describe()["memory_gb"] * MEMORY_SHARE * 2**30))
+        limits = Limits(seconds, self._memory())
         outcome = guard.run(command, run_dir, policy, limits, sandbox=self.sandbox, env=env, ended=self.ended)
+        self._disarm(run_dir)
         self._echo(read_bytes(run_dir / "run.log", ECHO_BYTES).decode(errors="replace"))
         if outcome.status == "killed" and self.ended():
             for path in leftovers(run_dir):
                 remove(path, self.folder)
             raise Skipped
         return outcome
+
+    def _memory(self) -> int:
+        return int(hardware.describe()["memory_gb"] * MEMORY_SHARE * 2**30)
+
+    def _disarm(self, run_dir: Path) -> None:
+        """Keep the plain files that a training writes, and nothing else: links, FIFOs and folders could stand where
+        the loop and the scorer write, or be closed to them."""
+        run_dir.chmod(0o755)
+        for path in run_dir.iterdir():
+            if path.name in WRITTEN and stat.S_ISREG(path.lstat().st_mode):
+                path.chmod(0o644)
+            else:
+                remove(path, self.folder)
 
     def _echo(self, printed: str) -> None:
         for line in printed.splitlines():
@@ -229,26 +245,26 @@ class Runner:
         return sent
 
     def _score(self, run_dir: Path, source: str, seed: int, steps: int | None = None, *flags: str) -> dict[str, Any]:
-        """score.json of a scorer in a separate process, which is started once more if it was killed."""
+        """score.json of a scorer in a separate process, which is started once more if it was killed.
+
+        The guard bounds what the model's process takes, and ends all of them when the loop ends."""
         write_atomic(run_dir / "train.py", source)
         write_atomic(run_dir / "settings.json", json.dumps(self.settings | {"seed": seed, "steps": steps}))
-        scorer = [sys.executable, str(self.worktree / "prepare.py"), "score"]
+        scratch = self.folder / "scoring"
+        scorer = [sys.executable, str(self.worktree / "prepare.py"), "score", str(run_dir), "--sandbox", self.sandbox]
         written = run_dir / ("test.json" if "--text" in flags else "score.json")
         for _ in range(2):
+            remove(scratch, self.folder)
+            scratch.mkdir()
             written.unlink(missing_ok=True)
-            done = subprocess.run(
-                [*scorer, str(run_dir), "--sandbox", self.sandbox, *flags],
-                capture_output=True,
-                encoding="utf-8",
-                errors="replace",
-                cwd=self.worktree,
-                start_new_session=True,
-            )
-            self._echo(done.stdout + done.stderr)
+            limits = Limits(SCORE_SECONDS, self._memory())
+            outcome = guard.run([*scorer, *flags], scratch, Policy((scratch, run_dir)), limits, sandbox="none")
+            self._echo(read_bytes(scratch / "run.log", ECHO_BYTES).decode(errors="replace"))
             if written.is_file():
                 return json.loads(written.read_text(encoding="utf-8"))
-        line = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        return {"status": "rejected", "reason": f"scoring failed: {line[:200]}"}
+            if outcome.status not in ("killed", "memory"):
+                break
+        return {"status": "rejected", "reason": f"scoring failed: {failure(outcome)}"}
 
     def _empty(self, name: str) -> Path:
         """An empty folder for a run of this name."""

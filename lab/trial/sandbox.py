@@ -5,6 +5,7 @@ Files are an allow-list: the system's programs and libraries, this Python with i
 
   bubblewrap  Linux, the program `bwrap`: a root of bind mounts; own process, IPC and network namespaces.
   landlock    Linux 6.2 or later, no package. landlock.py lists what it does not cover.
+              Both also filter system calls (seccomp.py).
   seatbelt    macOS, /usr/bin/sandbox-exec with a generated profile. Not run on a Mac; only its text is tested.
 
 Not covered: memory, time and disk (see guard.py), and kernel bugs. Hidden paths must exist when the child starts. No
@@ -73,7 +74,7 @@ def wrap(command: list[str], policy: Policy, kind: str) -> list[str]:
     if kind == "seatbelt":
         return [SANDBOX_EXEC, "-p", seatbelt_profile(rules), *command]
     if kind == "bubblewrap":
-        return [*_bubblewrap(rules, policy), "--", *command]
+        return [*launcher("lab.trial.seccomp", "filtered"), *_bubblewrap(rules, policy), "--", *command]
     if kind == "landlock":
         encoded = json.dumps([(str(path), mode) for path, mode in rules])
         return [*launcher("lab.trial.landlock", "enter"), encoded, *command]
@@ -128,7 +129,7 @@ def _bubblewrap(rules: list[tuple[Path, str]], policy: Policy) -> list[str]:
         elif path.exists() and any(path.is_relative_to(folder) for folder in mounted):
             arguments += ["--tmpfs", str(path)] if path.is_dir() else ["--ro-bind", "/dev/null", str(path)]
     empty = [arguments[index + 1] for index, word in enumerate(arguments) if word == "--tmpfs"]
-    return arguments + [word for path in (*empty, "/dev", "/") for word in ("--remount-ro", path)]
+    return arguments + [word for path in (*empty, "/dev", "/proc", "/") for word in ("--remount-ro", path)]
 
 
 def _links(path: Path) -> Iterator[tuple[Path, str]]:

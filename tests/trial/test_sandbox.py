@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from outside import landlock_version
 
 from lab.errors import UserError
 from lab.trial import sandbox
@@ -161,12 +162,6 @@ def test_cannot_signal_the_loop(kind: str, room: Path) -> None:
     if kind == "landlock" and landlock_version() < 6:
         pytest.skip("Landlock restricts signals from version 6 on")
     assert attempt(f"os.kill({os.getpid()}, 0)", kind, policy(room)) == "denied"
-
-
-def landlock_version() -> int:
-    from lab.trial.landlock import CREATE_RULESET, call, libc
-
-    return call(libc.syscall, CREATE_RULESET, None, 0, 1)
 
 
 def test_compiles_as_mlx_does_on_a_cpu(kind: str, room: Path) -> None:
