@@ -21,6 +21,7 @@ EXPERIMENTS = 4  # last ones that are compared
 SHARES = (0.1, 0.3, 1.0)  # of the tokens that both runs saw
 WINDOW = 0.05  # of these tokens: steps over which a loss is averaged
 UPDATES = 4  # groups of parameters that are listed
+LARGEST = 12  # groups of which these are chosen: a few scalars move by chance
 STEPS_BYTES, RECORD_BYTES = 4 << 20, 1 << 20
 NAME = re.compile(r"[A-Za-z_][\w.]{0,39}")
 LEGEND = (
@@ -98,7 +99,8 @@ def _differences(mine: Traces, theirs: Traces) -> Iterator[str]:
         changes = (a - b for a, b in zip(mine.positions, theirs.positions, strict=True))
         yield "context " + " ".join(f"{change:+.3f}" for change in changes)
     if mine.updates and theirs.updates:
-        changed = sorted(mine.updates, key=lambda group: -_distance(mine.updates[group], theirs.updates.get(group)))
+        largest = [group for at, group in enumerate(mine.updates) if at < LARGEST or group not in theirs.updates]
+        changed = sorted(largest, key=lambda group: -_distance(mine.updates[group], theirs.updates.get(group)))
         shown = [f"{group} {_ratios(mine.updates[group], theirs.updates.get(group))}" for group in changed[:UPDATES]]
         yield f"updates {', '.join(shown)}"
 

@@ -7,6 +7,7 @@ part of its briefing. Whatever comes out is checked, trained and judged like any
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 
 from lab.agents.briefing import Agent, Briefing, NoProposal
@@ -46,7 +47,9 @@ def _constants(suggestion: Suggestion, briefing: Briefing) -> str:
     block, source = briefing.constants(), briefing.source
     for name, written in assignments(suggestion.text).items():
         if name not in block:
-            raise Rejected(f"train.py has no constant {name}; it has: {', '.join(block)}")
+            close = get_close_matches(name, block)
+            remedy = f"did you mean {' or '.join(close)}?" if close else f"it has: {', '.join(block)}"
+            raise Rejected(f"train.py has no constant {name}; {remedy}")
         source = set_constant(source, name, coerce(block[name], _value(written)))
     return source
 

@@ -22,6 +22,7 @@ from lab.errors import UserError, one_line
 from lab.files import write_atomic
 from lab.loop.source import Rejected, read_source
 
+SHOWN = 8  # refused suggestions that a person is told of
 WORDS = 500  # characters of a suggestion in words, which goes into the briefing
 ASSIGNMENT = re.compile(r"([A-Za-z]\w*)\s*=\s*([^=\s].*)", re.DOTALL)
 BETWEEN = re.compile(r"[\s,;]+(?=[A-Za-z]\w*\s*=(?!=))")  # two assignments
@@ -101,7 +102,7 @@ class Suggestions:
     def lines(self, taken: Mapping[str, str]) -> list[str]:
         """What waits and what was refused, for a person."""
         waiting = [f"suggested, waiting: {each.text}" for each in self.waiting(taken)]
-        return waiting + [f"suggested, refused: {each.text} ({each.reason})" for each in self.refused()]
+        return waiting + [f"suggested, refused: {each.text} ({each.reason})" for each in self.refused()[-SHOWN:]]
 
     def _names(self, folder: Path) -> list[str]:
         return sorted(path.stem for path in folder.glob("[0-9][0-9][0-9][0-9]-*.json"))
