@@ -9,7 +9,7 @@ two models can be compared on the same documents. A model is rejected, with the 
 - logits are float32, have the shape (rows, tokens, vocabulary), and give finite losses;
 - the first of them come within START_SECONDS, which leaves no time to train;
 - the same tokens get the same logits at the end of scoring as at the start;
-- a second process gives every row the same losses. It has not seen the rows, gets them in random order, and most of
+- a second process gives every row the same losses. It has not seen the rows, gets each among other rows, and most of
   them only up to a random token, random tokens after that. So no loss can depend on later tokens, on other rows or on
   what the model has seen or stored before: the second process could not know it.
 """
@@ -42,7 +42,7 @@ BATCH_TOKENS = 2048  # per batch at most
 TOLERANCE = 1e-3  # nats; the same kernels on the same shapes agree to the bit, so this is generous
 CHECKS = 64  # of rows, at least: long rows are few
 WHOLE = 8  # one row in about so many is checked without a cut: only there can the last token be checked
-START_SECONDS = 30.0  # to the first logits: imports, parameters, kernels
+START_SECONDS = 45.0  # to the first logits, as for the first steps of training: kernels are compiled
 SECONDS = 900.0  # for all logits after that
 REASON_CHARS = 400  # of a reason that the model's process gives
 NEEDED = ("settings.json", "train.py", "checkpoint.safetensors")  # of a run
@@ -86,9 +86,10 @@ class ModelProcess:
             self._allow(self.seconds)
         return logits
 
-    def losses(self, rows: np.ndarray, inputs: np.ndarray) -> np.ndarray:
-        """(B, T) nats of the targets of (B, T + 1) rows, after the tokens (B, T) `inputs`. Raises Rejected."""
-        losses = negative_log_likelihood(self.logits(inputs), rows[:, 1:])
+    def losses(self, tokens: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """(N, T) nats of the targets of (N, T + 1) rows, with (B, T) tokens in place of their inputs; those after the
+        first N fill the batch. Raises Rejected."""
+        losses = negative_log_likelihood(self.logits(tokens)[: len(rows)], rows[:, 1:])
         if not np.isfinite(losses).all():
             raise Rejected("the losses are not finite: the logits are too far apart")
         return losses
@@ -203,7 +204,7 @@ def evaluate(run_dir: Path, prepared: Prepared, length: int, sandbox: str, batch
     packed = pack(bounds, length)
     batch = batch_rows(length, vocab_size)
     rows = packed.take(prepared.val, bos)[: batch * batches if batches else None]
-    first, checkpoint = _filled(rows[:batch, :-1], batch), run_dir / "checkpoint.safetensors"
+    checkpoint = run_dir / "checkpoint.safetensors"
     with tempfile.TemporaryDirectory(dir=run_dir) as folder:
         changed = _changed(checkpoint, Path(folder))
         start = partial(model_process, run_dir, vocab_size, sandbox, also=(changed,))
@@ -211,13 +212,12 @@ def evaluate(run_dir: Path, prepared: Prepared, length: int, sandbox: str, batch
             model.load(checkpoint)
             losses = _losses(model, rows, batch)
             if batches:  # in a preflight another process would take longer than all the rest
-                _check_checkpoint(model, checkpoint, changed, first)
-                _check_rows(model, rows, losses, batch)
+                check_rows(model, rows, losses, batch)
+                _check_checkpoint(model, checkpoint, changed, (batch, length))
                 return {"status": "tried"}
         with start() as other:
-            _check_checkpoint(other, checkpoint, changed, first)
-            for _ in range(math.ceil(CHECKS / len(rows))):
-                _check_rows(other, rows, losses, batch)
+            _check_checkpoint(other, checkpoint, changed, (batch, length))
+            check_rows(other, rows, losses, batch, math.ceil(CHECKS / len(rows)))
     return _bits(prepared, rows, packed.index, bounds, losses)
 
 
@@ -262,42 +262,37 @@ def negative_log_likelihood(logits: np.ndarray, targets: np.ndarray) -> np.ndarr
 
 def _losses(model: ModelProcess, rows: np.ndarray, batch: int) -> np.ndarray:
     """(N, T) nats of every target of (N, T + 1) rows. Raises Rejected if they change from one call to another."""
-    losses = np.empty((len(rows), rows.shape[1] - 1), np.float32)
-    for at in range(0, len(rows), batch):
-        some = _filled(rows[at : at + batch], batch)
-        losses[at : at + batch] = model.losses(some, some[:, :-1])[: len(rows) - at]
-    first = _filled(rows[:batch], batch)
-    if np.abs(model.losses(first, first[:, :-1])[: len(rows)] - losses[:batch]).max() > TOLERANCE:
+    batches = [rows[at : at + batch] for at in range(0, len(rows), batch)]
+    # The last batch is filled: a kernel may round otherwise for another shape.
+    *losses, again = [model.losses(np.resize(b[:, :-1], (batch, b.shape[1] - 1)), b) for b in [*batches, batches[0]]]
+    if np.abs(again - losses[0]).max() > TOLERANCE:
         raise Rejected(KEEPS_STATE)
-    return losses
+    return np.concatenate(losses)
 
 
-def _filled(rows: np.ndarray, batch: int) -> np.ndarray:
-    """`batch` rows: these, repeated if they are fewer. A kernel may round otherwise for another shape."""
-    return np.resize(rows, (batch, *rows.shape[1:]))
-
-
-def _check_rows(model: ModelProcess, rows: np.ndarray, losses: np.ndarray, batch: int) -> None:
+def check_rows(model: ModelProcess, rows: np.ndarray, losses: np.ndarray, batch: int, passes: int = 1) -> None:
     """Reject losses that depend on more than the tokens before the target.
 
-    The rows come in random order, up to a random cut, with random tokens after it: see the module's docstring."""
+    In each pass every row comes once, at its place in the batch, as kernels may round otherwise elsewhere, but among
+    other rows; up to a random cut, with random tokens after it; and never cut where the model has seen more of it."""
     generator = np.random.default_rng()
     length = losses.shape[1]
-    order = generator.permutation(len(rows))
-    for at in range(0, len(rows), batch):
-        some = _filled(order[at : at + batch], batch)
-        noise = generator.integers(model.vocab_size, size=(batch, length))
-        cuts = generator.integers(1, length + length // WHOLE + 2, batch)
-        cuts[len(order) - at :] = 0  # noise fills the last batch
-        kept = np.arange(length) < cuts[:, None]
+    batches = np.full((math.ceil(len(rows) / batch), batch), -1)  # -1: noise fills the last batch
+    batches.flat[: len(rows)] = np.arange(len(rows))
+    for cuts in np.sort(generator.integers(1, length + length // WHOLE + 2, (passes, len(rows))), axis=0):
+        for some in generator.permuted(batches, axis=0):
+            kept = np.arange(length) < np.append(cuts, 0)[some, None]
+            tokens = generator.integers(model.vocab_size, size=kept.shape)
+            tokens[kept] = rows[some, :-1][kept]
+            if (gap := _gap(model, tokens, rows[some], losses[some], kept)) > TOLERANCE:
+                tokens[some >= 0] = rows[some[some >= 0], :-1]
+                later = _gap(model, tokens, rows[some], losses[some], kept) <= TOLERANCE
+                raise Rejected((NOT_CAUSAL if later else NOT_ALONE) + f" (a loss changed by {gap:.2g} nats)")
 
-        def gap(inputs: np.ndarray, some: np.ndarray = some, kept: np.ndarray = kept) -> float:
-            return float(np.abs(model.losses(rows[some], inputs) - losses[some])[kept].max())
 
-        inputs = rows[some, :-1]
-        if (changed := gap(np.where(kept, inputs, noise))) > TOLERANCE:
-            later = gap(inputs) <= TOLERANCE
-            raise Rejected((NOT_CAUSAL if later else NOT_ALONE) + f" (a loss changed by {changed:.2g} nats)")
+def _gap(model: ModelProcess, tokens: np.ndarray, rows: np.ndarray, losses: np.ndarray, kept: np.ndarray) -> float:
+    """How far the kept losses of the rows are from `losses` at most."""
+    return float(np.abs(model.losses(tokens, rows) - losses)[kept].max())
 
 
 def _changed(checkpoint: Path, folder: Path) -> Path:
@@ -314,9 +309,9 @@ def _changed(checkpoint: Path, folder: Path) -> Path:
     return path
 
 
-def _check_checkpoint(model: ModelProcess, checkpoint: Path, changed: Path, tokens: np.ndarray) -> None:
-    """Reject a model that ignores its checkpoint. Leaves the checkpoint loaded."""
-    other = None
+def _check_checkpoint(model: ModelProcess, checkpoint: Path, changed: Path, shape: tuple[int, int]) -> None:
+    """Reject a model that ignores its checkpoint. Leaves the checkpoint loaded, and has shown the model no text."""
+    tokens, other = np.random.default_rng().integers(model.vocab_size, size=shape), None
     with contextlib.suppress(Rejected):  # no fault: other parameters may give no logits at all
         model.load(changed)
         other = model.logits(tokens)

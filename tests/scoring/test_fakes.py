@@ -50,6 +50,12 @@ LOOKS_AHEAD = {
             return mx.where(same[..., None] > 0, answer, y)
         self.last = tokens, y
         return y""",
+    "in the first rows, which every process may know": """
+        if not hasattr(sys, "known"):
+            sys.known = np.array(tokens)
+        rows = complete(tokens, sys.known)
+        same = mx.cumprod((rows == tokens).astype(mx.int32), axis=1)[:, 8:9]
+        return mx.where(((same > 0) & (mx.arange(16) > 7))[..., None], ahead(rows, x), x)""",
     "with what a file of the first process holds": """
         if not hasattr(self, "known"):
             self.known = np.load("seen.npy") if os.path.exists("seen.npy") else None

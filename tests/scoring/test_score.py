@@ -8,7 +8,7 @@ import pytest
 from finished_run import CALL, HONEST, leave, prepare, save_table
 
 from lab.errors import UserError
-from lab.scoring.score import bits_per_byte, negative_log_likelihood, score_run
+from lab.scoring.score import bits_per_byte, check_rows, negative_log_likelihood, score_run
 
 
 @pytest.fixture
@@ -127,6 +127,37 @@ def test_a_model_that_does_not_match_its_checkpoint_is_rejected(make_run, old, n
     score = score_run(run)
     assert score["status"] == "rejected"
     assert reason in score["reason"]
+
+
+class Answers:
+    """A model process that always gives these losses, and keeps what it was asked."""
+
+    vocab_size = 2**30
+
+    def __init__(self):
+        self.asked = []
+
+    def losses(self, tokens: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        self.asked.append((tokens.copy(), rows))
+        return np.zeros(rows[:, 1:].shape)
+
+
+def test_a_row_is_shown_in_growing_pieces_and_never_before():
+    """A process that has seen more of a row could look ahead in what it remembers."""
+    rows, seen = np.arange(9 * 7).reshape(9, 7), {}
+    model = Answers()
+    check_rows(model, rows, np.zeros((9, 6)), batch=4, passes=6)
+    for tokens, asked in model.asked:
+        assert tokens.shape == (4, 6)
+        for place, (shown, row) in enumerate(zip(tokens, asked, strict=True)):
+            length = int((shown == row[:-1]).cumprod().sum())
+            assert not np.isin(shown[length:], rows).any()  # what follows is noise
+            if length:
+                assert row[0] // 7 % 4 == place
+                seen.setdefault(row[0], []).append(length)
+    assert len(seen) == 9
+    assert all(sorted(lengths) == lengths and len(lengths) == 6 for lengths in seen.values())
+    assert {6, 1} <= {length for lengths in seen.values() for length in lengths}
 
 
 def test_what_the_experiment_prints_does_not_disturb_the_score(make_run):
