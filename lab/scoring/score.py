@@ -20,10 +20,9 @@ import math
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ CHECKS = 64  # of rows, at least: long rows are few
 WHOLE = 8  # one row in about so many is checked without a cut: only there can the last token be checked
 START_SECONDS = 45.0  # to the first logits, as for the first steps of training: kernels are compiled
 SECONDS = 900.0  # for all logits after that
-REASON_CHARS = 400  # of a reason that the model's process gives
+REASON_CHARS = 400  # the model's process writes a part of it
 NEEDED = ("settings.json", "train.py", "checkpoint.safetensors")  # of a run
 KEEPS_STATE = "the model keeps state or draws random numbers: the same tokens got other logits at the end of scoring"
 NOT_CAUSAL = "the model is not causal: logits depend on later tokens"
@@ -75,7 +74,7 @@ class ModelProcess:
         self._send(tokens.astype(np.int32))
         logits = self._answer(4 * math.prod(expected) + 2**20, expected)
         if not isinstance(logits, np.ndarray) or logits.shape != expected:
-            shape = logits.shape if isinstance(logits, np.ndarray) else one_line(logits, REASON_CHARS)
+            shape = getattr(logits, "shape", logits)
             raise Rejected(f"the logits have the shape {shape}, not (rows, tokens, vocabulary) = {expected}")
         if logits.dtype != np.float32:
             raise Rejected(f"the logits are {logits.dtype}, not float32")
@@ -124,7 +123,7 @@ class ModelProcess:
         except ValueError as error:
             raise Rejected(f"the model's process sent {error}, not logits of the shape {expected}") from None
         if isinstance(answer, dict) and answer.get("status") != "ok":
-            raise Rejected(f"the model failed: {one_line(answer.get('reason'), REASON_CHARS)}")
+            raise Rejected(f"the model failed: {answer.get('reason')}")
         return answer
 
 
@@ -179,7 +178,7 @@ def score_run(run_dir: Path, sandbox: str = "none", batches: int | None = None) 
     try:
         score |= {"status": "ok"} | evaluate(run_dir, prepared, length, sandbox, batches)
     except Rejected as reason:
-        score |= {"status": "rejected", "reason": str(reason)}
+        score |= {"status": "rejected", "reason": one_line(reason, REASON_CHARS)}
     score["scoring_seconds"] = round(time.perf_counter() - begun, 2)
     write_atomic(run_dir / "score.json", json.dumps(score))
     if trained := _trained(run_dir / "train.json"):
@@ -192,7 +191,7 @@ def _trained(path: Path) -> dict[str, Any]:
     """The training record, {} if it cannot be read. It is not trusted: the score's keys override it."""
     try:
         record = json.loads(read_bytes(path, 1 << 20))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 
@@ -204,21 +203,39 @@ def evaluate(run_dir: Path, prepared: Prepared, length: int, sandbox: str, batch
     packed = pack(bounds, length)
     batch = batch_rows(length, vocab_size)
     rows = packed.take(prepared.val, bos)[: batch * batches if batches else None]
-    checkpoint = run_dir / "checkpoint.safetensors"
-    with tempfile.TemporaryDirectory(dir=run_dir) as folder:
-        changed = _changed(checkpoint, Path(folder))
+    changed = _changed(run_dir / "checkpoint.safetensors")
+    try:
         start = partial(model_process, run_dir, vocab_size, sandbox, also=(changed,))
-        with start() as model:
-            model.load(checkpoint)
-            losses = _losses(model, rows, batch)
-            if batches:  # in a preflight another process would take longer than all the rest
-                check_rows(model, rows, losses, batch)
-                _check_checkpoint(model, checkpoint, changed, (batch, length))
-                return {"status": "tried"}
-        with start() as other:
-            _check_checkpoint(other, checkpoint, changed, (batch, length))
-            check_rows(other, rows, losses, batch, math.ceil(CHECKS / len(rows)))
-    return _bits(prepared, rows, packed.index, bounds, losses)
+        losses = _checked_losses(
+            start, run_dir / "checkpoint.safetensors", changed, rows, batch, preflight=bool(batches)
+        )
+    finally:
+        changed.unlink(missing_ok=True)
+    return {"status": "tried"} if batches else _bits(prepared, rows, packed.index, bounds, losses)
+
+
+def _checked_losses(
+    start: Callable[[], contextlib.AbstractContextManager[ModelProcess]],
+    checkpoint: Path,
+    changed: Path,
+    rows: np.ndarray,
+    batch: int,
+    preflight: bool,
+) -> np.ndarray:
+    """(N, T) nats of every target of (N, T + 1) rows, after all checks. Raises Rejected.
+
+    In a preflight one process does it all: to start another would take longer than the rest."""
+    with start() as model:
+        model.load(checkpoint)
+        losses = _losses(model, rows, batch)
+        if preflight:
+            check_rows(model, rows, losses, batch)
+            check_dependence(model, checkpoint, changed, (batch, losses.shape[1]))
+            return losses
+    with start() as other:
+        check_dependence(other, checkpoint, changed, (batch, losses.shape[1]))
+        check_rows(other, rows, losses, batch, math.ceil(CHECKS / len(rows)))
+    return losses
 
 
 def _bits(
@@ -295,21 +312,22 @@ def _gap(model: ModelProcess, tokens: np.ndarray, rows: np.ndarray, losses: np.n
     return float(np.abs(model.losses(tokens, rows) - losses)[kept].max())
 
 
-def _changed(checkpoint: Path, folder: Path) -> Path:
+def _changed(checkpoint: Path) -> Path:
     """A checkpoint of the same shapes and about the same magnitudes with other values: reversed, halved, shifted."""
     from lab.machine.backend import mx
 
+    path = checkpoint.with_name("changed.safetensors")
+    remove(path, checkpoint.parent)  # training may have left a link there
     try:
         saved = mx.load(str(checkpoint))
     except RuntimeError:
         raise Rejected("the checkpoint is damaged") from None
-    path = folder / "changed.safetensors"
     values = {k: v[..., ::-1] if v.ndim else v for k, v in saved.items()}
     mx.save_safetensors(str(path), {k: (v * 0.5 + 0.01).astype(v.dtype) for k, v in values.items()})
     return path
 
 
-def _check_checkpoint(model: ModelProcess, checkpoint: Path, changed: Path, shape: tuple[int, int]) -> None:
+def check_dependence(model: ModelProcess, checkpoint: Path, changed: Path, shape: tuple[int, int]) -> None:
     """Reject a model that ignores its checkpoint. Leaves the checkpoint loaded, and has shown the model no text."""
     tokens, other = np.random.default_rng().integers(model.vocab_size, size=shape), None
     with contextlib.suppress(Rejected):  # no fault: other parameters may give no logits at all
