@@ -66,7 +66,7 @@ def load(folder: Path) -> Exported:
     """The model of an exported folder with its weights."""
     model = Exported(folder, ModelArgs.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8"))))
     model.load_weights(list(model.sanitize(mx.load(str(folder / "model.safetensors"))).items()))
-    return model
+    return model.eval()
 
 
 def _experiment(source: Path, settings: dict[str, Any]) -> ModuleType:

@@ -89,7 +89,7 @@ def opened(run_dir: Path, sandbox: str) -> Iterator[Opened]:
     settings, tokenizer = records(run_dir)
     length = settings["preset"]["task"]["sequence_length"]
     try:
-        with model_process(run_dir, tokenizer.vocab_size, sandbox, TIMEOUT_MAX) as model:
+        with model_process(run_dir, tokenizer.vocab_size, sandbox, start=TIMEOUT_MAX, seconds=TIMEOUT_MAX) as model:
             model.load(run_dir / "checkpoint.safetensors")
             yield Opened(run_dir, model.logits, tokenizer, length, result(run_dir))
     except Rejected as reason:

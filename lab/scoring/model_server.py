@@ -67,10 +67,11 @@ def load_experiment(source: Path) -> ModuleType:
 
 
 def load_model(run_dir: Path, vocab_size: int, checkpoint: Path | None = None) -> Any:
-    """The model of a run with its checkpoint's parameters. Raises ValueError when the parameters differ."""
+    """The model of a run with its checkpoint's parameters, for evaluation. Raises ValueError when they differ."""
     os.environ["AUTORESEARCH_SETTINGS"] = str(run_dir / "settings.json")
     model = load_experiment(run_dir / "train.py").build_model(vocab_size)
     load_parameters(model, checkpoint or run_dir / "checkpoint.safetensors")
+    model.eval()  # no dropout, fixed statistics
     return model
 
 

@@ -176,7 +176,7 @@ def linear_cross_entropy(x: mx.array, head: mx.array, targets: mx.array, cap: fl
     The logits of all tokens are never in memory at once: each chunk's gradient is computed with its loss."""
     x, targets = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
     if not METAL:
-        loss, *_ = _cross_entropy_cpu(cap)(x.astype(mx.float32), head, targets)
+        loss, *_ = _cross_entropy_cpu(cap)(x.astype(mx.float32), head.astype(mx.float32), targets)
     elif len(x) * len(head) <= CHUNK_LOGITS:
         loss = nn.losses.cross_entropy(softcap(x @ head.astype(x.dtype).T, cap), targets, reduction="mean")
     else:

@@ -5,6 +5,7 @@ restored, and the scorer runs from the night's worktree in a separate process.
 """
 
 import json
+import math
 import os
 import re
 import shutil
@@ -29,7 +30,7 @@ from lab.trial import guard
 from lab.trial.crash import read_bytes
 from lab.trial.curve import read_curve
 from lab.trial.guard import Limits
-from lab.trial.sandbox import Policy
+from lab.trial.sandbox import Policy, grammar
 
 MEMORY_SHARE = 0.7  # of the machine's memory that a run may take
 RECORDS = (
@@ -46,8 +47,10 @@ RECORDS = (
 WRITTEN = ("train.py", "settings.json", "steps.jsonl", "train.json", "run.log", "checkpoint.safetensors")  # by training
 RECORD_BYTES = 8 << 20  # a larger record is removed with the checkpoint
 SLACK_SECONDS = 10.0  # for starting and saving, added to the budget and twice the preflight
-PREFLIGHT_SECONDS = 240.0  # includes a cold compile of every kernel
+PREFLIGHT_SECONDS = 240.0  # of a night's first, which includes a cold compile of every kernel
+STARTS = 3.0  # times the night's quickest preflight that a later one may take, besides the slack
 PREFLIGHT_STEPS = 2
+QUICKEST = "quickest_start.json"  # in the folder of the night, for when it is resumed
 ECHO_BYTES, ECHO_CHARS = 8 << 10, 200  # shown of a run's output, and of each line
 ROOM_BYTES = 1 << 30  # with less free before a run, a full disk is not the run's fault
 SCORE_SECONDS = 1000.0  # the model's process has 900 (lab.scoring.score)
@@ -115,13 +118,24 @@ class Runner:
         run_dir = self._empty("preflight")
         self.free = shutil.disk_usage(run_dir).free
         with self._in_phase("preflight"):
-            outcome = self._train(run_dir, source, 0, PREFLIGHT_SECONDS, "--steps", str(PREFLIGHT_STEPS))
+            outcome = self._train(run_dir, source, 0, self.start_limit(), "--steps", str(PREFLIGHT_STEPS))
             if outcome.status == "ok":
                 self.preflight_seconds = outcome.seconds
+                write_atomic(self.folder / QUICKEST, json.dumps(min(outcome.seconds, self._quickest())))
                 reason = self._score(run_dir, source, 0, PREFLIGHT_STEPS, "--batches", "1").get("reason", "")
             else:
                 reason = failure(outcome)
         return self._checked(reason, run_dir) if reason else ""
+
+    def start_limit(self) -> float:
+        """Seconds for a preflight. A run may take twice its preflight besides the budget, so the source must not decide
+        how long that is."""
+        return min(PREFLIGHT_SECONDS, STARTS * self._quickest() + SLACK_SECONDS)
+
+    def _quickest(self) -> float:
+        """Seconds of the night's quickest preflight, infinite before the first."""
+        path = self.folder / QUICKEST
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else math.inf
 
     def run(self, name: str, source: str, seed: int, test: bool = False) -> Measured:
         """Train this source for the budget and score it; with `test`, also on the text that no verdict looks at. Raises
@@ -203,7 +217,7 @@ class Runner:
         sent = self._sent(run_dir.name, source, seed)
         prepared = Path(self.settings["prepared"])
         hidden = tuple(path for part in HELD_OUT if (path := prepared / f"{part}.npy").exists())
-        policy = Policy((run_dir,), readable=(self.worktree, prepared, sent), hidden=hidden)
+        policy = Policy((run_dir,), readable=(self.worktree, prepared, sent), hidden=(*hidden, *grammar(self.worktree)))
         env = os.environ | {"AUTORESEARCH_SETTINGS": str(sent / "settings.json")}
         command = [sys.executable, str(sent / "train.py"), "--run-dir", str(run_dir), "--no-score", *flags]
         limits = Limits(seconds, self._memory())

@@ -53,6 +53,11 @@ class Policy:
     hidden: tuple[Path, ...] = ()
 
 
+def grammar(root: Path) -> tuple[Path, ...]:
+    """The code of a checkout that writes the text of the offline preset, its validation text included."""
+    return tuple(sorted((root / "lab" / "data").rglob("stor*.py*")))
+
+
 def environment(variables: Mapping[str, str], policy: Policy) -> dict[str, str]:
     """The few of `variables` that a child gets: no keys, tokens or agent sockets.
 

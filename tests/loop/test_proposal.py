@@ -189,6 +189,7 @@ GATE = [
     (edited("    rate =", "    __import__('os')\n    rate ="), "__import__"),
     (edited("    rate =", "    eval('1')\n    rate ="), "eval"),
     (edited("    rate =", "    mx.random.seed(7)\n    rate ="), "seed"),
+    (edited("    rate =", "    run.clock.budget = 1e9\n    rate ="), "budget, which is fixed outside"),
     (edited("    rate =", "    mx.set_wired_limit(1)\n    rate ="), "wired"),
     (edited("TIED = False", "SEED = 3"), "SEED, which is fixed by the task"),
     ("# -*- coding: rot13 -*-\n" + SOURCE, "encoding"),

@@ -43,7 +43,8 @@ CHEATS = {
     ),
     "reads the validation text": (in_main("np.fromfile(str(run.prepared.folder / 'val.npy'))[0]"), ("refused",)),
     "hangs silently": (in_loop("while True: pass"), ("crash",)),
-    "ignores the budget": (in_loop("run.clock.budget = 1e9"), ("crash",)),
+    "sets the budget": (in_loop("run.clock.budget = 1e9"), ("refused",)),
+    "ignores the budget": (in_loop("setattr(run.clock, 'budget', 1e9)"), ("crash",)),
     "prints a lot": (in_loop("for _ in range(400): print('x' * 10**6)"), ("crash",)),
     "allocates without end": (in_loop("kept = []\nwhile True: kept.append(np.ones(2**27))"), ("crash",)),
     "fills the disk": (
@@ -60,11 +61,23 @@ CHEATS = {
     ),
     "forges its result": (
         in_loop(
-            "for name in ('score', 'result', 'train'):\n"
+            "for name in ('score', 'result', 'train', 'settings'):\n"
             '    forged = np.frombuffer(b\'{"status": "ok", "val_bpb": 0.1}\', np.uint8)\n'
-            "    forged.tofile(str(run.directory / (name + '.json')))"
+            "    forged.tofile(str(run.directory / (name + '.json')))\n"
+            "for name in ('train', 'sitecustomize', 'numpy', 'prepare'):\n"
+            "    np.frombuffer(b'raise SystemExit(0)', np.uint8).tofile(str(run.directory / (name + '.py')))\n"
+            "run.facts |= {'val_bpb': 0.1, 'status': 'ok'}\n"
+            "run.record = lambda *arguments, **more: None"
         ),
         ("keep", "discard"),
+    ),
+    "edits the tokenizer": (
+        in_main("np.zeros(9).tofile(str(run.prepared.folder / 'tokenizer.json'))"),
+        ("refused",),
+    ),
+    "writes the validation text itself": (
+        in_main("import sys; sys.modules['importlib'].import_module('lab.data.stories').stories"),
+        ("refused",),
     ),
 }
 

@@ -2,75 +2,28 @@
 
 import json
 import math
-from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pytest
+from finished_run import CALL, HONEST, leave, prepare, save_table
 
-from lab import preset
-from lab.data import shards
-from lab.data.stories import stories
 from lab.errors import UserError
-from lab.scoring.score import bits_per_byte, negative_log_likelihood, score_run
-
-HONEST = """
-import prepare
-from lab.machine.backend import mx, nn
-class Model(nn.Module):
-    def __init__(self, vocab_size):
-        super().__init__()
-        self.table = 0.1 * mx.random.normal((vocab_size, vocab_size))
-    def __call__(self, tokens):
-        return self.table[tokens]
-def build_model(vocab_size):
-    return Model(vocab_size)
-"""
-
-CALL = "        return self.table[tokens]"
-
-
-LEARNT = list(islice(stories(seed=3), 20))
-
-
-class Texts:
-    def __init__(self, train: list[str], val: list[str]):
-        self.identity = {"train": train, "val": val}
-        self.train, self.val = lambda: iter(train), lambda: iter(val)
+from lab.scoring.score import bits_per_byte, check_rows, negative_log_likelihood, score_run
 
 
 @pytest.fixture
-def make_run(tmp_path, monkeypatch):
-    """A finished run of `source` on these validation texts, as training would have left it."""
-    monkeypatch.setenv("AUTORESEARCH_CACHE", str(tmp_path / "cache"))
+def make_run(tmp_path):
+    """A finished run of `source` on these validation texts."""
 
     def make(
         source: str = HONEST, val=("The cat sat.", "A naïve dog; " * 9, "Ünïcödé 🐱 wörds"), vocab=256, table=None
     ):
-        chosen = preset.override(preset.load("offline"), vocab_size=vocab, sequence_length=16)
-        prepared, _ = shards.prepare(chosen, Texts(LEARNT, list(val)), ignore)
-        run = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
-        run.mkdir()
-        record = {"preset": preset.to_dict(chosen), "tier": "", "prepared": str(prepared.folder)}
-        record |= {"minutes": 5.0, "steps": None, "seed": 0}
-        (run / "settings.json").write_text(json.dumps(record))
-        (run / "train.py").write_text(source)
+        chosen, prepared = prepare(val, vocab)
+        run = leave(tmp_path / f"run{len(list(tmp_path.iterdir()))}", source, chosen, prepared)
         save_table(run, prepared.tokenizer.vocab_size, table)
         return run, prepared
 
     return make
-
-
-def ignore(*_):
-    pass
-
-
-def save_table(run: Path, size: int, table: np.ndarray | None) -> None:
-    from lab.machine.backend import mx
-
-    if table is None:
-        table = np.random.default_rng(0).normal(size=(size, size)).astype(np.float32)
-    mx.save_safetensors(str(run / "checkpoint.safetensors"), {"table": mx.array(table)})
 
 
 def test_bits_per_byte_by_hand():
@@ -151,10 +104,10 @@ CHEATS = {
     "have the shape ": "        return self.table[tokens][..., :-1]",
     "do not depend on the checkpoint": "        return mx.sin(mx.arange(257.0))[None, None] + 0 * self.table[tokens]",
     "returned tuple": "        return self.table[tokens], 0.1",
-    "ZeroDivisionError: division by zero (train.py line 9)": "        return 1 / 0",
+    "ZeroDivisionError: division by zero (train.py line 8)": "        return 1 / 0",
     "process died": "        import os; os._exit(3)",
     "keeps state": "        self.calls = getattr(self, 'calls', 0) + 1\n"
-    "        return self.table[tokens] + (self.calls > 7) * 0.5 * mx.arange(257.0)",
+    "        return self.table[tokens] + (self.calls > 4) * 0.5 * mx.arange(257.0)",
     "changed by": LATER + "mx.where((mx.arange(tokens.shape[1]) % 4 == 0)[:, None], mx.roll(x, -1, axis=1), 0)",
 }
 
@@ -177,7 +130,7 @@ def test_a_cheating_model_is_rejected_with_the_reason(make_run, reason):
         ("return Model(vocab_size)", "return Model(vocab_size + 1)", "do not match the checkpoint's, e.g. table"),
         ("    def __call__", "    def load_weights(self, *a, **k): pass\n    def __call__", "does not have its value"),
         ("def build_model", "def build", "build_model"),
-        ("import prepare", "import prepare, no_such_module", "no_such_module"),
+        ("import mx", "import no_such_thing", "no_such_thing"),
     ],
 )
 def test_a_model_that_does_not_match_its_checkpoint_is_rejected(make_run, old, new, reason):
@@ -185,6 +138,37 @@ def test_a_model_that_does_not_match_its_checkpoint_is_rejected(make_run, old, n
     score = score_run(run)
     assert score["status"] == "rejected"
     assert reason in score["reason"]
+
+
+class Answers:
+    """A model process that always gives these losses, and keeps what it was asked."""
+
+    vocab_size = 2**30
+
+    def __init__(self):
+        self.asked = []
+
+    def losses(self, tokens: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        self.asked.append((tokens.copy(), rows))
+        return np.zeros(rows[:, 1:].shape)
+
+
+def test_a_row_is_shown_in_growing_pieces_and_never_before():
+    """A process that has seen more of a row could look ahead in what it remembers."""
+    rows, seen = np.arange(9 * 7).reshape(9, 7), {}
+    model = Answers()
+    check_rows(model, rows, np.zeros((9, 6)), batch=4, passes=6)
+    for tokens, asked in model.asked:
+        assert tokens.shape == (4, 6)
+        for place, (shown, row) in enumerate(zip(tokens, asked, strict=True)):
+            length = int((shown == row[:-1]).cumprod().sum())
+            assert not np.isin(shown[length:], rows).any()  # what follows is noise
+            if length:
+                assert row[0] // 7 % 4 == place
+                seen.setdefault(row[0], []).append(length)
+    assert len(seen) == 9
+    assert all(sorted(lengths) == lengths and len(lengths) == 6 for lengths in seen.values())
+    assert {6, 1} <= {length for lengths in seen.values() for length in lengths}
 
 
 def test_what_the_experiment_prints_does_not_disturb_the_score(make_run):
