@@ -14,7 +14,7 @@ from itertools import islice
 
 import numpy as np
 
-from lab.machine.backend import mx, nn, tree_flatten, tree_map, tree_unflatten
+from lab.machine.backend import GPU, mx, nn, tree_flatten, tree_map, tree_unflatten
 from lab.training.kernels import attention, linear_cross_entropy, softcap
 from lab.training.parallel import average, in_shares
 from prepare import SETTINGS, execute
@@ -345,7 +345,7 @@ def main(run) -> nn.Module:
     tokens_per_pass = ROWS * SEQUENCE_LENGTH * run.processes
     batches = run.batches(ROWS, TOKENS_PER_STEP)
     # On the CPU compiling gains nothing (1.91 against 1.86 s a step) and costs a minute of g++ for new constants.
-    step, state = make_step(model, optimizer, compiled=mx.metal.is_available())
+    step, state = make_step(model, optimizer, compiled=GPU)
     run.begin(model, flops_per_token=flops_per_token(model), depth=DEPTH, width=WIDTH, tokens_per_step=TOKENS_PER_STEP)
 
     def next_batch() -> tuple[mx.array, mx.array]:

@@ -32,7 +32,7 @@ def ours(settings: dict):
     mx.random.seed(0)
     model = experiment.build_model(vocab)
     optimizer = experiment.MuonAdamW(model)
-    step, state = experiment.make_step(model, optimizer, compiled=mx.metal.is_available())
+    step, state = experiment.make_step(model, optimizer, compiled=experiment.GPU)
     passes = settings["tokens_per_step"] // (rows * length * parallel.size())
     inputs, targets = (mx.random.randint(0, vocab, (passes, rows, length)) for _ in range(2))
     rate, decay = mx.array(1.0), mx.array(0.1)

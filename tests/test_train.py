@@ -239,11 +239,11 @@ def test_accumulated_passes_are_one_large_batch(load_train):
 
 
 @pytest.mark.parametrize("settings", [{}, {"window": "SL", "depth": 2}, {"softcap": 0.0}])
-def test_metals_compiled_step_is_the_cpus(load_train, monkeypatch, settings):
+def test_a_gpus_compiled_step_is_the_cpus(load_train, monkeypatch, settings):
     train = load_train(**{"depth": 1} | settings)
     results = []
     for compiled in (True, False):
-        monkeypatch.setattr(kernels, "METAL", compiled)
+        monkeypatch.setattr(kernels, "GPU", compiled)
         mx.random.seed(0)
         model = train.build_model(50)
         step, _ = train.make_step(model, train.MuonAdamW(model), compiled)
@@ -263,8 +263,8 @@ def kernels_of(outputs: list, tmp_path: Path) -> Counter:
     return Counter(name for name in names if name not in VIEWS)
 
 
-def metals_step(train, compiled: bool = True, passes: int = 1):
-    """make_step as Metal runs it, as a call that returns everything a step computes."""
+def gpu_step(train, compiled: bool = True, passes: int = 1):
+    """make_step as a GPU runs it, as a call that returns everything a step computes."""
     model = train.build_model(50)
     optimizer = train.MuonAdamW(model)
     step, state = train.make_step(model, optimizer, compiled)
@@ -273,24 +273,24 @@ def metals_step(train, compiled: bool = True, passes: int = 1):
     return lambda rate=1.0: [step(batch, batch, mx.array(rate), mx.array(0.1)), state]
 
 
-def test_compiling_halves_the_kernels_of_metals_step(load_train, monkeypatch, tmp_path):
-    monkeypatch.setattr(kernels, "METAL", True)
+def test_compiling_halves_the_kernels_of_gpu_step(load_train, monkeypatch, tmp_path):
+    monkeypatch.setattr(kernels, "GPU", True)
     count = {}
     for depth in (2, 4):
         train = load_train(depth=depth, dtype="bfloat16")
         for compiled in (False, True):
-            count[depth, compiled] = kernels_of(metals_step(train, compiled)(), tmp_path).total()
+            count[depth, compiled] = kernels_of(gpu_step(train, compiled)(), tmp_path).total()
     assert count[4, True] < 0.55 * count[4, False]
-    # MLX without a GPU shows norms, rope and attention by their parts, so that a layer counts for more than on Metal.
+    # MLX without a GPU shows norms, rope and attention by their parts, so that a layer counts for more than on a GPU.
     assert (count[4, True] - count[2, True]) / 2 < 200  # a layer
 
 
-def test_metals_step_is_traced_once_whatever_the_rates_and_never_waits(load_train, monkeypatch):
-    monkeypatch.setattr(kernels, "METAL", True)
+def test_a_gpus_step_is_traced_once_whatever_the_rates_and_never_waits(load_train, monkeypatch):
+    monkeypatch.setattr(kernels, "GPU", True)
     train, traced = load_train(depth=1), []
     plain = train.loss_function
     monkeypatch.setattr(train, "loss_function", lambda *args: traced.append(len(args)) or plain(*args))
-    take = metals_step(train, passes=2)
+    take = gpu_step(train, passes=2)
     take()  # to look at a value while compiling is an error of MLX
     assert len(traced) == 2  # one a pass
     for rate in (1.0, 0.5, 0.1):
