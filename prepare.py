@@ -163,7 +163,8 @@ def _files(path: str) -> list[str]:
               help="Sandbox for the model process.")  # fmt: skip
 @click.option("--batches", type=click.IntRange(min=1), help="Only check that this many batches can be scored.")
 def score_command(run_dir: Path, sandbox: str, batches: int | None) -> None:
-    from lab.scoring.score import score_run
+    from lab.scoring.score import by_upstreams_rule, score_run
+    from lab.training.run import read_record
     from lab.trial.sandbox import available
 
     score = score_run(run_dir.resolve(), available() if sandbox == "auto" else sandbox, batches)
@@ -172,6 +173,8 @@ def score_command(run_dir: Path, sandbox: str, batches: int | None) -> None:
     if score["status"] != "ok":
         raise UserError(f"rejected: {score['reason']}")
     print(f"val_bpb: {score['val_bpb']:.6f}")
+    record = read_record(run_dir / "settings.json", "score another run")
+    print("".join(f"{line}\n" for line in by_upstreams_rule(record["preset"]["data"]["repo"], score)), end="")
     print(f"{score['scored_bytes']:,} bytes scored in {score['scoring_seconds']} s, task {score['task']}")
 
 

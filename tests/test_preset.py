@@ -10,6 +10,7 @@ from lab import preset
 from lab.errors import UserError
 from lab.preset import Hardware
 
+NAMES = ["climbmix", "fineweb", "offline", "tinystories"]
 CPU = Hardware("cpu", 16.0, 0)
 MACS = [  # (memory in GB, GPU cores) that Apple sells
     (8, 7), (8, 8), (16, 8), (16, 10), (24, 10), (32, 10), (16, 14), (18, 14), (32, 16), (36, 18), (24, 20), (48, 20),
@@ -49,12 +50,12 @@ def message(folder: Path, edit) -> str:
     return str(refused.value)
 
 
-def test_three_presets_are_shipped():
-    assert preset.names() == ["fineweb", "offline", "tinystories"]
+def test_four_presets_are_shipped():
+    assert preset.names() == NAMES
 
 
 @pytest.mark.parametrize("hardware", MACHINES, ids=str)
-@pytest.mark.parametrize("name", ["fineweb", "offline", "tinystories"])
+@pytest.mark.parametrize("name", NAMES)
 def test_every_shipped_preset_is_valid_on_every_machine(name, hardware):
     loaded = preset.load(name)
     adapted, _ = preset.adapt(loaded, hardware)
@@ -63,7 +64,7 @@ def test_every_shipped_preset_is_valid_on_every_machine(name, hardware):
     assert adapted.task.minutes == 5.0
 
 
-@pytest.mark.parametrize("name", ["fineweb", "offline", "tinystories"])
+@pytest.mark.parametrize("name", NAMES)
 def test_the_cpu_gets_its_own_tier_in_float32(name):
     adapted, tier_in_words = preset.adapt(preset.load(name), CPU)
     assert adapted.model.dtype == "float32"
@@ -81,7 +82,7 @@ def test_a_larger_mac_gets_at_least_as_large_a_model():
 def test_unknown_preset_names_those_there_are(script, cache):
     line = refusal(script("prepare.py", "--preset", "tinystorys"))
     assert "'tinystorys'" in line
-    assert "fineweb, offline, tinystories" in line
+    assert "climbmix, fineweb, offline, tinystories" in line
     assert not cache.exists()
 
 
@@ -303,7 +304,7 @@ def test_vocabulary_override_changes_the_vocabulary_only():
 
 @pytest.mark.parametrize("length", [64, 128, 512, 1024, 2048])
 @pytest.mark.parametrize("machine", MACHINES, ids=str)
-@pytest.mark.parametrize("name", ["fineweb", "offline", "tinystories"])
+@pytest.mark.parametrize("name", NAMES)
 def test_context_override_keeps_the_tokens_of_a_pass(name, machine, length):
     adapted, _ = preset.adapt(preset.load(name), machine)
     mine = preset.override(adapted, sequence_length=length)
@@ -314,7 +315,7 @@ def test_context_override_keeps_the_tokens_of_a_pass(name, machine, length):
     assert mine.batch.rows * length == before or mine.batch.rows == 1
 
 
-@pytest.mark.parametrize("name", ["fineweb", "offline", "tinystories"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("machine", [CPU, MACHINES[1], MACHINES[-1]], ids=str)
 def test_a_record_gives_the_same_preset_back(name, machine):
     adapted, _ = preset.adapt(preset.load(name), machine)

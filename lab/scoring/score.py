@@ -39,6 +39,7 @@ from lab.trial.crash import read_bytes
 LOGIT_BYTES = 64 * 2**20  # per batch of float32 logits: bounds the memory of scoring
 BATCH_TOKENS = 2048  # per batch at most: the probes cost five batches
 TOLERANCE = 1e-3  # of a logit; the same kernels on the same shapes agree to the bit, so this is generous
+UPSTREAM_REPO = "karpathy/climbmix-400b-shuffle"  # the text of karpathy/autoresearch
 SECONDS = 900.0  # after which the model's process is killed
 
 
@@ -166,7 +167,7 @@ def evaluate(
     probed = int(probes.integers(len(inputs)))
     nats = np.zeros(len(bounds) - 1)
     counted = np.zeros(len(bounds) - 1, np.int64)
-    scored_tokens = 0
+    scored_tokens = upstream_bytes = 0
     for number, tokens in enumerate(inputs):
         logits = model.logits(tokens)
         if number == probed:
@@ -180,6 +181,7 @@ def evaluate(
         nats += np.bincount(documents, losses, len(nats))
         counted += np.bincount(documents, lengths[scored], len(nats)).astype(np.int64)
         scored_tokens += int(scored.sum())
+        upstream_bytes += int(prepared.tokenizer.upstream_lengths[targets][scored].sum())
     if not np.allclose(model.logits(inputs[0]), first, atol=TOLERANCE):
         raise Rejected("the model keeps state: the same tokens got other logits at the end of scoring")
     if batches is not None:
@@ -188,10 +190,18 @@ def evaluate(
         raise AssertionError(f"{counted.sum()} bytes scored of {prepared.manifest['val']['bytes']}")
     return {
         "val_bpb": bits_per_byte(nats.sum(), int(counted.sum())),
+        "upstream_bpb": bits_per_byte(nats.sum(), upstream_bytes),  # for comparison with its numbers alone
         "scored_bytes": int(counted.sum()),
         "scored_tokens": scored_tokens,
         "documents": [[round(n, 4), int(b)] for n, b in zip(nats.tolist(), counted, strict=True)],
     }
+
+
+def by_upstreams_rule(repo: str, score: dict[str, Any]) -> list[str]:
+    """A line with the score by upstream's byte rule, if the text is upstream's."""
+    if repo != UPSTREAM_REPO or "upstream_bpb" not in score:
+        return []
+    return [f"by upstream's byte rule: {score['upstream_bpb']:.6f} (see docs/PRESETS.md#climbmix)"]
 
 
 def batch_rows(length: int, vocab_size: int) -> int:

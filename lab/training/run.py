@@ -365,6 +365,8 @@ def _train(run: Run, experiment: Callable[[Run], Any]) -> None:
 
 def _score(run: Run, started: float) -> None:
     """Score in a separate process; print the comparison with the fit, then upstream's summary block."""
+    from lab.scoring.score import by_upstreams_rule
+
     directory = run.directory
     # No sandbox: the same code has just trained without one, and no sandbox has been run with a GPU.
     command = [sys.executable, ROOT / "prepare.py", "score", directory, "--sandbox", "none"]
@@ -380,7 +382,7 @@ def _score(run: Run, started: float) -> None:
     result["total_seconds"] = time.perf_counter() - started
     write_atomic(directory / "result.json", json.dumps(result, indent=1))
     if run.verbosity > QUIET:
-        for line in run.compared_with_fit(result):
+        for line in [*run.compared_with_fit(result), *by_upstreams_rule(run.preset.data.repo, result)]:
             print(line)
     print(summary(result))
 
