@@ -30,7 +30,7 @@ AGENT_FLAGS := $(VERBOSITY) $(if $(PRESET),--preset $(call quote,$(PRESET))) $(i
 	$(if $(UNTIL),--until $(call quote,$(UNTIL))) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(LLM_SHARE),--llm-share $(call quote,$(LLM_SHARE))) \
 	$(if $(COMMAND),--command $(call quote,$(COMMAND))) $(if $(SANDBOX),--sandbox $(call quote,$(SANDBOX))) $(if $(RIGOR),--rigor $(call quote,$(RIGOR)))
 
-.PHONY: help setup prepare fit train agent status report score sample doctor clean-cache clean-runs test bench lint format lock clean
+.PHONY: help setup prepare fit train agent status report score sample doctor evidence clean-cache clean-runs test bench lint format lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -81,6 +81,10 @@ sample: $(READY)  ## write text with a trained model (RUN= or TAG=; AGAINST= CHA
 
 doctor: $(READY)  ## check that this machine is ready for a night
 	@$(PY) prepare.py doctor
+
+evidence: $(READY)  ## run everything once, 20 minutes, and write evidence.tar.gz without personal data (PRESET= MINUTES= CHECK=file)
+	@$(if $(CHECK),:,$(if $(PRESET),,[ -f "$(CURRENT)" ] ||) $(PREPARE))
+	@$(PY) prepare.py evidence $(if $(CHECK),--check $(call quote,$(CHECK))) $(if $(MINUTES),--minutes $(MINUTES))
 
 clean-cache: $(READY)  ## list prepared data; NAMES='...' removes these, ALL=1 all that is not in use
 	@$(PY) prepare.py clean $(NAMES) $(if $(ALL),--all)

@@ -4,6 +4,7 @@
     python prepare.py score RUN_DIR       score a finished run again
     python prepare.py sample [RUN_DIR]    generate text; --chat, a second RUN_DIR to compare, --export FOLDER
     python prepare.py doctor              check this machine and list what to fix
+    python prepare.py evidence            run everything once and write an archive of the results; --check reads one
     python prepare.py clean               list or remove prepared data and downloads; --runs: checkpoints
 
 train.py imports two names from here: SETTINGS, the settings of the preset, and `execute`, which supplies batches,
@@ -22,7 +23,7 @@ from typing import Any
 import click
 
 from lab.errors import UserError
-from lab.show import QUIET, VERBOSE, Bars, Finite, examples, silent, verbosity_options
+from lab.show import MINUTES, QUIET, VERBOSE, Bars, Finite, examples, silent, verbosity_options
 from lab.training.run import DEFAULT_PRESET, current_path, execute, guarded, recorded, settings
 from lab.trial.sandbox import KINDS
 
@@ -280,6 +281,34 @@ def doctor_command(as_json: bool) -> None:
         print(doctor.as_json(findings))
     if any(finding.level == "failure" for finding in findings):
         sys.exit(1)
+
+
+@command.command(
+    "evidence",
+    help="Run everything once on this machine (about 20 minutes), and write an archive without personal data.",
+    epilog=examples("prepare.py evidence", "prepare.py evidence --check evidence.tar.gz"),
+)
+@click.option("--check", type=click.Path(path_type=Path), help="Say whether this archive is whole and what it shows.")
+@click.option("--minutes", type=MINUTES, help="Minutes of each training instead of the preset's, and no fit.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("evidence.tar.gz"),
+    show_default=True,
+    help="The archive to write.",
+)
+def evidence_command(check: Path | None, minutes: float | None, out: Path) -> None:
+    from lab.interface import evidence, evidence_check
+
+    if check is None:
+        files = evidence.collect(minutes, lambda line: print(line, flush=True))
+        print(f"{out}: {evidence.write(files, out)}")
+    content, digest = evidence_check.read(check or out)
+    lines = evidence_check.expectations(content)
+    print("\n".join(map(str, lines)))
+    print(f"digest {digest}\n{evidence_check.row(content, digest)}")
+    if missed := sum(not line.met for line in lines):
+        raise UserError(f"{missed} of {len(lines)} expectations are not met; see NOT EXPECTED above")
 
 
 @command.command(
