@@ -96,7 +96,7 @@ def _failures(evidence: dict[str, Any]) -> list[Line]:
 def _runs(evidence: dict[str, Any]) -> list[Line]:
     runs = [run for run in evidence["runs"] if run]
     lines = [Line(len(runs) == len(SEEDS), f"{len(runs)} of {len(SEEDS)} trainings have a score")]
-    if len(runs) == len(SEEDS):
+    if len(runs) == len(SEEDS) and _whole(evidence, runs):
         scores = [float(run["val_bpb"]) for run in runs]
         spread = (max(scores) - min(scores)) / min(scores)
         text = f"val_bpb {' and '.join(f'{score:.4f}' for score in scores)}: seeds differ by {100 * spread:.1f} %"
@@ -121,13 +121,17 @@ def _fit(evidence: dict[str, Any]) -> list[Line]:
         Line(peak <= fit["memory_bound_mb"], f"peak {peak:,.0f} MB, limit of the fit {fit['memory_bound_mb']:,.0f} MB"),
         Line(1 / OUTGROWN <= times <= OUTGROWN, f"{rate:,.0f} tokens/s, {times:.2f} times what the fit measured"),
     ]
-    whole = runs[0]["training_seconds"] >= 0.99 * 60 * settings["preset"]["task"]["minutes"]
-    if settings["preset"]["name"] == RULE_HOLDS_FOR and whole:
+    if settings["preset"]["name"] == RULE_HOLDS_FOR and _whole(evidence, runs):
         predicted, best = fit["predicted_bpb"], min(run["val_bpb"] for run in runs)
         off = (best - predicted) / predicted
         text = f"val_bpb {best:.3f}, predicted {predicted:.3f} by the scaling rule ({100 * off:+.1f} %)"
         lines.append(Line(off <= PREDICTION, text))
     return lines
+
+
+def _whole(evidence: dict[str, Any], runs: list[dict[str, Any]]) -> bool:
+    """Whether the trainings used the whole budget; MINUTES= may have shortened them."""
+    return runs[0]["training_seconds"] >= 0.99 * 60 * evidence["settings"]["preset"]["task"]["minutes"]
 
 
 def _protection(evidence: dict[str, Any]) -> list[Line]:

@@ -7,8 +7,10 @@ no packages. Not run on a Mac or on an NVIDIA GPU.
 """
 
 import ctypes
+import importlib.metadata
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 # Share of the device's memory that a training may take. Other programs share the memory of a CPU and of a Mac; a card
 # has its own, of which MLX allocates at most 90 % and a desktop takes some.
@@ -23,6 +25,18 @@ OUT_OF_MEMORY = re.compile(
     r"|\[METAL\] .*(Insufficient Memory|OutOfMemory)"
     r"|cuda\w+\b.* failed: out of memory"
 )
+CUDA_WHEELS = ("mlx-cuda-13", "mlx-cuda-12")  # with one of these MLX uses an NVIDIA GPU
+DRIVER = "libcuda.so.1"  # part of the NVIDIA driver
+# Device files that a process with an NVIDIA GPU opens: the GPUs, their control, unified memory, and slices of a GPU.
+NODES = (
+    "nvidia[0-9]*",
+    "nvidiactl",
+    "nvidia-uvm",
+    "nvidia-uvm-tools",
+    "nvidia-modeset",
+    "nvidia-caps/nvidia-cap*",
+    "dxg",
+)
 SM_COUNT = 16  # CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
 
 
@@ -35,7 +49,17 @@ class Card:
     sms: int  # streaming multiprocessors
 
 
-def nvidia(library: str = "libcuda.so.1") -> Card | None:
+def mlx_has_cuda() -> bool:
+    """Whether MLX is installed for NVIDIA GPUs."""
+    return any(found for wheel in CUDA_WHEELS for found in importlib.metadata.distributions(name=wheel))
+
+
+def nodes(folder: Path = Path("/dev")) -> list[Path]:
+    """The device files that an experiment needs: those of NVIDIA GPUs, and none if MLX does not use them."""
+    return sorted(path for pattern in NODES for path in folder.glob(pattern)) if mlx_has_cuda() else []
+
+
+def nvidia(library: str = DRIVER) -> Card | None:
     """The first NVIDIA GPU that the driver lets this process use; None without a driver or a GPU."""
     try:
         driver = ctypes.CDLL(library)

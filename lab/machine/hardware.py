@@ -4,7 +4,6 @@
 with recorded outputs and with a made-up driver.
 """
 
-import importlib.metadata
 import os
 import platform
 import re
@@ -25,7 +24,6 @@ GPU_CORES = {
     ("ioreg", "-rc", "AGXAccelerator", "-d1"): r'"gpu-core-count" = (\d+)',
     ("system_profiler", "SPDisplaysDataType", "-json"): r'"sppci_cores"\s*:\s*"(\d+)"',
 }
-CUDA_WHEELS = ("mlx-cuda-13", "mlx-cuda-12")  # with one of these MLX uses an NVIDIA GPU
 
 
 @cache
@@ -98,7 +96,7 @@ def _physical_gb() -> float:
 def _linux_facts() -> dict[str, str | int | float]:
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         name = re.search(r"model name\s*: (.*)", file.read())
-    card = device.nvidia() if mlx_has_cuda() else None
+    card = device.nvidia() if device.mlx_has_cuda() else None
     return {
         "chip": card.name if card else name[1] if name else platform.machine(),
         "memory_gb": min(_physical_gb(), quota.memory_limit() / 2**30),
@@ -106,11 +104,6 @@ def _linux_facts() -> dict[str, str | int | float]:
         "gpu_cores": card.sms if card else 0,
         "gpu_memory_gb": card.memory_gb if card else 0.0,
     }
-
-
-def mlx_has_cuda() -> bool:
-    """Whether MLX is installed for NVIDIA GPUs."""
-    return any(found for wheel in CUDA_WHEELS for found in importlib.metadata.distributions(name=wheel))
 
 
 def matmul_peak(dtype_name: str, repeats: int = 20) -> float:

@@ -160,7 +160,7 @@ def test_evidence_of_another_shape_is_one_line():
 
 
 def test_a_short_run_makes_no_prediction():
-    runs = [RUN | {"val_bpb": 2.0, "training_seconds": 6.0}] * 2
+    runs = [RUN | {"val_bpb": bpb, "training_seconds": 6.0} for bpb in (2.0, 2.3)]
     assert not_expected(GOOD | {"runs": runs}) == []
 
 
