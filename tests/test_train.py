@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -81,6 +82,30 @@ def test_orthogonalize_is_polar_express_in_double_precision(load_train, shape, k
         s = a * s + b * s**3 + c * s**5
     expected = (u * s[:, None]) @ v
     assert np.array(train.orthogonalize(mx.array(matrices))) == pytest.approx(expected, abs=3e-3)  # 1e-3 seen
+
+
+class TF32(np.ndarray):
+    """float32 whose products round their factors to the 10 bits of TF32, the default of CUDA and of an M5."""
+
+    def __matmul__(self, other):
+        bits = [x.view(np.ndarray).astype(np.float32).view(np.uint32) for x in (self, other)]
+        a, b = (((x + 0xFFF + (x >> 13 & 1)) & 0xFFFFE000).view(np.float32) for x in bits)
+        return np.matmul(a, b).view(TF32)
+
+
+@pytest.mark.parametrize("shape", [(2, 64, 64), (2, 64, 256), (2, 256, 64)])
+def test_a_gpus_orthogonalize_stays_bounded_in_tf32(load_train, monkeypatch, shape):
+    """Matrices with a steep spectrum, as gradients have: the Gram form of five steps in one gives 60 and more."""
+    train = load_train()
+    u, s, v = np.linalg.svd(np.random.default_rng(0).normal(size=shape), full_matrices=False)
+    steep = ((u * np.arange(1.0, s.shape[-1] + 1) ** -3) @ v).astype(np.float32)
+    exact = np.linalg.svd(np.array(train.orthogonalize(mx.array(steep))), compute_uv=False)
+    numpy = SimpleNamespace(linalg=np.linalg, eye=lambda n: np.eye(n, dtype=np.float32).view(TF32))
+    monkeypatch.setattr(train, "mx", numpy)
+    monkeypatch.setattr(train, "GPU", True)
+    rounded = np.linalg.svd(np.array(train.orthogonalize(steep.view(TF32))), compute_uv=False)
+    assert rounded.max() < 1.2
+    assert rounded == pytest.approx(exact, abs=0.03)
 
 
 def test_orthogonalize_of_zero_is_zero(load_train):
