@@ -72,9 +72,11 @@ class Stepper:
         self.process.wait()
 
 
-HAS_BFLOAT16 = (
-    "import torch; print(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())"
-)
+HAS_BFLOAT16 = """
+import torch
+cpu = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+print(torch.cuda.is_available() or cpu)
+"""
 
 
 def step(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
