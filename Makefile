@@ -8,7 +8,15 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-READY := $(VENV)/.ready
+# BACKEND=cpu or cuda. By default what was set up before, else cuda where the NVIDIA driver is new enough for CUDA 13.
+DRIVER = $(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | sed -n '1s/\..*//p')
+FOUND = $(shell [ "$$(uname -s)" = Linux ] && [ "0$(DRIVER)" -ge 580 ] && echo cuda || echo cpu)
+BACKEND ?= $(if $(wildcard $(VENV)/.ready-cuda),cuda,$(if $(wildcard $(VENV)/.ready),cpu,$(FOUND)))
+override BACKEND := $(BACKEND)
+$(if $(filter cpu cuda,$(BACKEND)),,$(error BACKEND must be cpu or cuda, not $(BACKEND)))
+LOCK := requirements$(if $(filter cuda,$(BACKEND)),-cuda).txt
+READY := $(VENV)/.ready$(if $(filter cuda,$(BACKEND)),-cuda)
+OTHER := $(VENV)/.ready$(if $(filter cpu,$(BACKEND)),-cuda)
 unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH PYTHONHASHSEED PYTHONOPTIMIZE
 
 quote = '$(subst ','\'',$(1))'
@@ -32,26 +40,30 @@ AGENT_FLAGS := $(VERBOSITY) $(if $(PRESET),--preset $(call quote,$(PRESET))) $(i
 	$(if $(COMMAND),--command $(call quote,$(COMMAND))) $(if $(SANDBOX),--sandbox $(call quote,$(SANDBOX))) $(if $(RIGOR),--rigor $(call quote,$(RIGOR))) \
 	$(if $(filter 0,$(FUTILITY)),--no-futility)
 
-.PHONY: help setup prepare fit train agent suggest skip confirm status report score sample doctor clean-cache clean-runs test bench lint format lock clean
+COMPILE := uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	--no-annotate --extra dev
+
+.PHONY: help setup prepare fit train agent suggest skip confirm status report score sample doctor evidence clean-cache clean-runs test bench lint format lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /	/' | expand -t 12
 	@sed -n '2,6s/^#/ /p' $(firstword $(MAKEFILE_LIST))
 
-setup: $(READY)  ## create .venv from the hashes in requirements.txt
+setup: $(READY)  ## create .venv from the hashes in requirements.txt (BACKEND=cpu or cuda; an NVIDIA GPU is found by itself)
 
-$(READY): requirements.txt
+$(READY): $(LOCK)
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not installed; install Python 3.11 or newer"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $$($(PYTHON) --version) is too old; choose a newer one: make setup PYTHON=python3.12"; exit 1; }
-	@echo "setting up $(VENV): one to two minutes, less with uv" >&2
+	@if [ -e $(OTHER) ]; then rm -rf $(VENV); fi  # both backends install the same files of MLX
+	@echo "setting up $(VENV) for $(BACKEND): one to two minutes, less with uv" >&2
 	@if command -v uv >/dev/null; then \
 		{ [ -d $(VENV) ] || uv venv -q --python "$$(command -v $(PYTHON))" $(VENV); } && \
-		uv pip install -q --python $(PY) --require-hashes -r requirements.txt; \
+		uv pip install -q --python $(PY) --require-hashes -r $(LOCK); \
 	else \
 		{ [ -x $(PY) ] || $(PYTHON) -m venv $(VENV); } && \
-		$(PY) -m pip install -q --disable-pip-version-check --require-hashes -r requirements.txt; \
+		$(PY) -m pip install -q --disable-pip-version-check --require-hashes -r $(LOCK); \
 	fi
 	@touch $@
 
@@ -93,6 +105,10 @@ sample: $(READY)  ## write text with a trained model (RUN= or TAG=; AGAINST= CHA
 doctor: $(READY)  ## check that this machine is ready for a night
 	@$(PY) prepare.py doctor
 
+evidence: $(READY)  ## run everything once, 20 minutes, and write evidence.tar.gz without personal data (PRESET= MINUTES= CHECK=file)
+	@$(if $(CHECK),:,$(if $(PRESET),,[ -f "$(CURRENT)" ] ||) $(PREPARE))
+	@$(PY) prepare.py evidence $(if $(CHECK),--check $(call quote,$(CHECK))) $(if $(MINUTES),--minutes $(MINUTES))
+
 clean-cache: $(READY)  ## list prepared data; NAMES='...' removes these, ALL=1 all that is not in use
 	@$(PY) prepare.py clean $(NAMES) $(if $(ALL),--all)
 
@@ -111,9 +127,9 @@ lint: $(READY)  ## check style, format and import order
 format: $(READY)
 	@$(PY) -m ruff check --fix . && $(PY) -m ruff format .
 
-lock:  ## update requirements.txt (needs uv)
-	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		--no-annotate --extra dev pyproject.toml -o requirements.txt
+lock:  ## update requirements.txt and requirements-cuda.txt (needs uv)
+	$(COMPILE) --extra cpu pyproject.toml -o requirements.txt
+	$(COMPILE) --extra cuda pyproject.toml -o requirements-cuda.txt
 
 clean:  ## remove .venv and tool caches; keep runs/ and prepared data
 	rm -rf $(VENV) .pytest_cache .ruff_cache

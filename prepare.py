@@ -4,6 +4,7 @@
     python prepare.py score RUN_DIR       score a finished run again
     python prepare.py sample [RUN_DIR]    generate text; --chat, a second RUN_DIR to compare, --export FOLDER
     python prepare.py doctor              check this machine and list what to fix
+    python prepare.py evidence            run everything once and write an archive of the results; --check reads one
     python prepare.py clean               list or remove prepared data and downloads; --runs: checkpoints
 
 train.py imports two names from here: SETTINGS, the settings of the preset, and `execute`, which supplies batches,
@@ -23,7 +24,7 @@ import click
 
 from lab.data.shards import HELD_OUT
 from lab.errors import UserError
-from lab.show import QUIET, VERBOSE, Bars, Finite, examples, silent, verbosity_options
+from lab.show import MINUTES, QUIET, VERBOSE, Bars, Finite, examples, silent, verbosity_options
 from lab.training.run import DEFAULT_PRESET, current_path, execute, guarded, recorded, settings
 from lab.trial.sandbox import KINDS
 
@@ -166,7 +167,8 @@ def _files(path: str) -> list[str]:
 @click.option("--text", "part", type=click.Choice(HELD_OUT), default="val", show_default=True,
               help="val, or test: the documents that only the confirmation of a night scores.")  # fmt: skip
 def score_command(run_dir: Path, sandbox: str, batches: int | None, part: str) -> None:
-    from lab.scoring.score import score_run
+    from lab.scoring.score import by_upstreams_rule, score_run
+    from lab.training.run import read_record
     from lab.trial.sandbox import available
 
     score = score_run(run_dir.resolve(), available() if sandbox == "auto" else sandbox, batches, part)
@@ -175,6 +177,8 @@ def score_command(run_dir: Path, sandbox: str, batches: int | None, part: str) -
     if score["status"] != "ok":
         raise UserError(f"rejected: {score['reason']}")
     print(f"val_bpb: {score['val_bpb']:.6f}")
+    record = read_record(run_dir / "settings.json", "score another run")
+    print("".join(f"{line}\n" for line in by_upstreams_rule(record["preset"]["data"]["repo"], score)), end="")
     print(f"{score['scored_bytes']:,} bytes scored in {score['scoring_seconds']} s, task {score['task']}")
 
 
@@ -280,6 +284,34 @@ def doctor_command(as_json: bool) -> None:
         print(doctor.as_json(findings))
     if any(finding.level == "failure" for finding in findings):
         sys.exit(1)
+
+
+@command.command(
+    "evidence",
+    help="Run everything once on this machine (about 20 minutes), and write an archive without personal data.",
+    epilog=examples("prepare.py evidence", "prepare.py evidence --check evidence.tar.gz"),
+)
+@click.option("--check", type=click.Path(path_type=Path), help="Say whether this archive is whole and what it shows.")
+@click.option("--minutes", type=MINUTES, help="Minutes of each training instead of the preset's, and no fit.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("evidence.tar.gz"),
+    show_default=True,
+    help="The archive to write.",
+)
+def evidence_command(check: Path | None, minutes: float | None, out: Path) -> None:
+    from lab.interface import evidence, evidence_check
+
+    if check is None:
+        files = evidence.collect(minutes, lambda line: print(line, flush=True))
+        print(f"{out}: {evidence.write(files, out)}")
+    content, digest = evidence_check.read(check or out)
+    lines = evidence_check.expectations(content)
+    print("\n".join(map(str, lines)))
+    print(f"digest {digest}\n{evidence_check.row(content, digest)}")
+    if missed := sum(not line.met for line in lines):
+        raise UserError(f"{missed} of {len(lines)} expectations are not met; see NOT EXPECTED above")
 
 
 @command.command(

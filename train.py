@@ -14,7 +14,7 @@ from itertools import islice
 
 import numpy as np
 
-from lab.machine.backend import mx, nn, tree_flatten, tree_map, tree_unflatten
+from lab.machine.backend import GPU, mx, nn, tree_flatten, tree_map, tree_unflatten
 from lab.training.kernels import attention, linear_cross_entropy, softcap
 from lab.training.parallel import average, in_shares
 from prepare import SETTINGS, execute
@@ -215,22 +215,24 @@ def orthogonalize(g: mx.array) -> mx.array:
     """(N, R, C) matrices to about the nearest ones whose singular values are all 1.
 
     A step multiplies by a polynomial of the Gram matrix. For long matrices the small polynomials are multiplied first:
-    half the operations at 1:4 (Gram Newton-Schulz, Dao AI Lab 2026; in float32 it needs no restart)."""
+    half the operations at 1:4 (Gram Newton-Schulz, Dao AI Lab 2026). Rounding errors of that form grow from step to
+    step: float32 needs no restart; TF32, in which newer GPUs multiply float32, a new Gram matrix after two steps."""
     tall = g.shape[-2] > g.shape[-1]
     x = g.swapaxes(-1, -2) if tall else g
     x = x / (mx.linalg.norm(x, axis=(-2, -1), keepdims=True) * 1.02 + 1e-6)
-    gram = x @ x.swapaxes(-1, -2)
     if x.shape[-1] < 2 * x.shape[-2]:
         for a, b, c in POLAR_EXPRESS:
-            x = a * x + (b * gram + c * (gram @ gram)) @ x
             gram = x @ x.swapaxes(-1, -2)
+            x = a * x + (b * gram + c * (gram @ gram)) @ x
     else:
-        product, eye = None, mx.eye(x.shape[-2])
-        for a, b, c in POLAR_EXPRESS:
-            polynomial = a * eye + b * gram + c * (gram @ gram)
-            product = polynomial if product is None else polynomial @ product
-            gram = polynomial @ gram @ polynomial
-        x = product @ x
+        eye = mx.eye(x.shape[-2])
+        for steps in (POLAR_EXPRESS[:2], POLAR_EXPRESS[2:]) if GPU else (POLAR_EXPRESS,):
+            gram, product = x @ x.swapaxes(-1, -2), None
+            for a, b, c in steps:
+                polynomial = a * eye + b * gram + c * (gram @ gram)
+                product = polynomial if product is None else polynomial @ product
+                gram = polynomial @ gram @ polynomial
+            x = product @ x
     return x.swapaxes(-1, -2) if tall else x
 
 
@@ -345,7 +347,7 @@ def main(run) -> nn.Module:
     tokens_per_pass = ROWS * SEQUENCE_LENGTH * run.processes
     batches = run.batches(ROWS, TOKENS_PER_STEP)
     # On the CPU compiling gains nothing (1.91 against 1.86 s a step) and costs a minute of g++ for new constants.
-    step, state = make_step(model, optimizer, compiled=mx.metal.is_available())
+    step, state = make_step(model, optimizer, compiled=GPU)
     run.begin(model, flops_per_token=flops_per_token(model), depth=DEPTH, width=WIDTH, tokens_per_step=TOKENS_PER_STEP)
 
     def next_batch() -> tuple[mx.array, mx.array]:

@@ -72,9 +72,11 @@ class Stepper:
         self.process.wait()
 
 
-HAS_BFLOAT16 = (
-    "import torch; print(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())"
-)
+HAS_BFLOAT16 = """
+import torch
+cpu = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+print(torch.cuda.is_available() or cpu)
+"""
 
 
 def step(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -82,7 +84,7 @@ def step(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     facts = describe()
     kinds = {"ours": sys.executable, "ours-2": sys.executable, "plain": sys.executable}
-    if facts["backend"] == "metal" or facts["cpu_cores"] < 2:
+    if facts["backend"] != "cpu" or facts["cpu_cores"] < 2:
         del kinds["ours-2"]
     probe = subprocess.run(
         [options.torch_python, "-c", HAS_BFLOAT16], capture_output=True, encoding="utf-8", errors="replace"

@@ -3,8 +3,9 @@
     python benchmarks/stepper.py KIND SETTINGS      KIND: ours, ours-2, plain, torch, torch-bf16; SETTINGS: JSON
 
 For each line `N` on standard input it runs N steps, for `N PART` that part of N steps, and prints their `seconds` and
-the `peak_memory_mb` of its processes so far as JSON. `ours-2` is two processes that train together. `plain` is train.py
-without lab/training/kernels.py: MLX's operations, with glibc and BLAS threads at their defaults.
+the `peak_memory_mb` of its processes so far as JSON: resident memory, or what is allocated on a GPU. `ours-2` is two
+processes that train together. `plain` is train.py without lab/training/kernels.py: MLX's operations, with glibc and
+BLAS threads at their defaults.
 """
 
 import ctypes
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,13 +34,17 @@ def ours(settings: dict):
     mx.random.seed(0)
     model = experiment.build_model(vocab)
     optimizer = experiment.MuonAdamW(model)
-    step, state = experiment.make_step(model, optimizer, compiled=mx.metal.is_available())
+    step, state = experiment.make_step(model, optimizer, compiled=experiment.GPU)
     passes = settings["tokens_per_step"] // (rows * length * parallel.size())
     inputs, targets = (mx.random.randint(0, vocab, (passes, rows, length)) for _ in range(2))
     rate, decay = mx.array(1.0), mx.array(0.1)
-    loss_and_gradients = experiment.nn.value_and_grad(model, experiment.loss_function)
-    _, gradients = loss_and_gradients(model, inputs[0], targets[0])
+    loss_and_gradients = partial(experiment.nn.value_and_grad(model, experiment.loss_function), model)
+    loss, change = partial(experiment.loss_function, model), partial(optimizer.update, model)
+    _, gradients = loss_and_gradients(inputs[0], targets[0])
     mx.eval(state, inputs, targets, gradients)
+    if experiment.GPU:  # as parts of the compiled step
+        loss, loss_and_gradients = (mx.compile(f, inputs=state) for f in (loss, loss_and_gradients))
+        change = mx.compile(change, inputs=state, outputs=state)
 
     def whole():
         loss = step(inputs, targets, rate, decay)
@@ -47,14 +53,14 @@ def ours(settings: dict):
 
     def forward() -> None:
         for pair in zip(inputs, targets, strict=True):
-            mx.eval(experiment.loss_function(model, *pair))
+            mx.eval(loss(*pair))
 
     def backward() -> None:
         for pair in zip(inputs, targets, strict=True):
-            mx.eval(loss_and_gradients(model, *pair))
+            mx.eval(loss_and_gradients(*pair))
 
     def update() -> None:
-        optimizer.update(model, gradients, rate, decay)
+        change(gradients, rate, decay)
         mx.eval(state)
 
     parts = {"forward": forward, "forward and backward": backward, "optimizer": update}
@@ -111,6 +117,15 @@ def requests() -> Iterator[tuple[int, str]]:
         yield int(count), part
 
 
+def peak_memory_mb() -> float:
+    if (torch := sys.modules.get("torch")) and torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    if (backend := sys.modules.get("lab.machine.backend")) and backend.GPU:
+        return backend.mx.get_peak_memory() / 2**20
+    scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**20
+
+
 def serve(step, parts: dict) -> None:
     """Answer each line `N` or `N PART` with the seconds of N steps."""
     for count, part in requests():
@@ -119,8 +134,7 @@ def serve(step, parts: dict) -> None:
             begun = time.perf_counter()
             (parts[part] if part else step)()
             seconds.append(time.perf_counter() - begun)
-        scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**20
+        peak = peak_memory_mb()
         if parallel.rank() == 0:
             peak *= parallel.size() if parallel.launched() else 1
             print(json.dumps({"seconds": seconds, "peak_memory_mb": peak}), flush=True)

@@ -1,5 +1,7 @@
 """The model of train.py in plain PyTorch, to compare speed only: the same layers, sizes and optimizers, in ordinary
-PyTorch (its Muon multiplies long matrices in full). Needs torch, which the project does not install.
+PyTorch (its Muon multiplies long matrices in full). On an NVIDIA GPU the model and Muon's iteration are compiled, the
+iteration is in bfloat16 and attention is PyTorch's flash attention, as in karpathy/autoresearch; every layer sees the
+full context. Needs torch, which the project does not install; not run on a GPU.
 """
 
 import torch
@@ -7,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 POLAR_EXPRESS_STEPS = 5
+CUDA = torch.cuda.is_available()
 
 
 def norm(x: Tensor) -> Tensor:
@@ -69,6 +72,8 @@ class GPT(nn.Module):
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         x = norm(self.embedding(tokens))
+        if CUDA and torch.is_autocast_enabled("cuda"):  # else the whole stream would be float32
+            x = x.bfloat16()
         x = x0 = norm(smear(x, self.smear[0]))
         for i, block in enumerate(self.blocks):
             value_embedding = self.value_embeddings[str(i)](tokens) if block.value_gate is not None else None
@@ -86,8 +91,10 @@ class Muon:
         self.rate, self.stacks = rate, {}
         for p in parameters:
             self.stacks.setdefault(p.shape, []).append(p)
-        self.first = {s: torch.zeros(len(ps), *s) for s, ps in self.stacks.items()}
-        self.second = {s: torch.zeros(len(ps), s[0], 1) for s, ps in self.stacks.items()}
+        like = {"device": parameters[0].device}
+        self.first = {s: torch.zeros(len(ps), *s, **like) for s, ps in self.stacks.items()}
+        self.second = {s: torch.zeros(len(ps), s[0], 1, **like) for s, ps in self.stacks.items()}
+        self.orthogonalize = torch.compile(orthogonalize, dynamic=False) if CUDA else orthogonalize
 
     @torch.no_grad()
     def step(self) -> None:
@@ -102,39 +109,45 @@ class Muon:
             for p, update in zip(parameters, u, strict=True):
                 p.sub_(self.rate * (update + 0.1 * p * (update * p > 0)))
 
-    @staticmethod
-    def orthogonalize(g: Tensor) -> Tensor:
-        tall = g.shape[-2] > g.shape[-1]
-        x = g.mT if tall else g
-        x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-6)
-        for _ in range(POLAR_EXPRESS_STEPS):  # the coefficients do not matter for the speed
-            gram = x @ x.mT
-            x = 3.4445 * x + (-4.775 * gram + 2.0315 * (gram @ gram)) @ x
-        return x.mT if tall else x
+
+def orthogonalize(g: Tensor) -> Tensor:
+    tall = g.shape[-2] > g.shape[-1]
+    x = g.mT if tall else g
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-6)
+    x = x.bfloat16() if CUDA else x
+    for _ in range(POLAR_EXPRESS_STEPS):  # the coefficients do not matter for the speed
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.775 * gram + 2.0315 * (gram @ gram)) @ x
+    return (x.mT if tall else x).float()
 
 
 def stepper(settings: dict, autocast: bool):
     """A function that runs one training step on random tokens and returns its loss."""
     torch.manual_seed(0)
-    model = GPT(*(settings[key] for key in ("vocab", "depth", "width", "head_dim", "sequence_length", "softcap")))
+    torch.set_float32_matmul_precision("high")  # TF32, as MLX's default
+    device = "cuda" if CUDA else "cpu"
+    model = GPT(*(settings[key] for key in ("vocab", "depth", "width", "head_dim", "sequence_length", "softcap"))).to(
+        device
+    )
     matrices = [p for block in model.blocks for p in block.parameters()]
     others = [p for name, p in model.named_parameters() if not name.startswith("blocks")]
     muon, adam = Muon(matrices, 0.02), torch.optim.AdamW(others, lr=1e-3, weight_decay=0.0, fused=True)
     rows, length = settings["rows"], settings["sequence_length"]
     passes = settings["tokens_per_step"] // (rows * length)
-    tokens = torch.randint(settings["vocab"], (passes, rows, length + 1))
+    tokens = torch.randint(settings["vocab"], (passes, rows, length + 1), device=device)
+    forward = torch.compile(model, dynamic=False) if CUDA else model
 
     def step() -> float:
-        total = 0.0
+        total = torch.zeros((), device=device)
         for part in tokens:
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                loss = model(part[:, :-1], part[:, 1:]) / passes
+            with torch.autocast(device, torch.bfloat16, enabled=autocast):
+                loss = forward(part[:, :-1], part[:, 1:]) / passes
             loss.backward()
-            total += loss.item()
+            total += loss.detach()
         muon.step()
         adam.step()
         for p in model.parameters():
             p.grad = None
-        return total
+        return total.item()  # waits for the GPU
 
     return step

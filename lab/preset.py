@@ -18,6 +18,7 @@ from lab.files import ROOT
 
 FOLDER = ROOT / "presets"
 BYTES_VOCAB = 256  # a vocabulary of this size is raw bytes: 256 byte tokens plus the special one, nothing trained
+BACKENDS = ("cpu", "metal", "cuda")
 DTYPES = ("float32", "bfloat16", "float16")
 SETTINGS = ("model", "batch", "optimizer")  # sections whose keys train.py reads as SETTINGS
 TIERED = (*SETTINGS, "tokenizer")  # sections that a hardware tier may set
@@ -102,9 +103,10 @@ class Tier:
 class Hardware:
     """The properties of the machine that a tier can test."""
 
-    backend: str  # "metal" or "cpu"
+    backend: str  # one of BACKENDS
     memory_gb: float  # of the whole machine
-    gpu_cores: int  # 0 without an Apple GPU
+    gpu_cores: int  # of an Apple GPU, SMs of an NVIDIA GPU, 0 without one
+    gpu_memory_gb: float = 0.0  # of the graphics card; on a Mac that of the whole machine; 0 without a GPU
 
 
 @dataclass(frozen=True)
@@ -276,8 +278,8 @@ def _tier(where: str, number: int, entry: dict[str, Any]) -> Tier:
         if key not in allowed:
             raise UserError(f"{where}: sets {key!r}; a tier may set only {', '.join(allowed)}")
     for key, value in when.items():
-        if key == "backend" and value not in ("metal", "cpu"):
-            raise UserError(f'{where}: backend must be "metal" or "cpu", not {value!r}')
+        if key == "backend" and value not in BACKENDS:
+            raise UserError(f"{where}: backend must be one of {', '.join(BACKENDS)}, not {value!r}")
         is_range = isinstance(value, list) and len(value) == 2 and all(isinstance(v, int | float) for v in value)
         if key != "backend" and not (is_range and value[0] < value[1]):
             raise UserError(f"{where}: {key} must be [low, high] with low < high, not {value!r}")

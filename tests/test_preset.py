@@ -10,12 +10,16 @@ from lab import preset
 from lab.errors import UserError
 from lab.preset import Hardware
 
+NAMES = ["climbmix", "fineweb", "offline", "tinystories"]
 CPU = Hardware("cpu", 16.0, 0)
 MACS = [  # (memory in GB, GPU cores) that Apple sells
     (8, 7), (8, 8), (16, 8), (16, 10), (24, 10), (32, 10), (16, 14), (18, 14), (32, 16), (36, 18), (24, 20), (48, 20),
     (32, 24), (36, 30), (64, 32), (96, 38), (128, 40), (64, 48), (192, 60), (192, 76), (512, 80),
 ]  # fmt: skip
+CARDS = [("RTX 3050", 8, 20), ("RTX 3060", 12, 28), ("T4", 15, 40), ("RTX 4090", 24, 128), ("RTX 5090", 32, 170),
+         ("L40S", 45, 142), ("H100", 80, 132), ("H200", 139, 132)]  # (name, memory in GB, SMs)  # fmt: skip
 MACHINES = [CPU, *(Hardware("metal", float(memory), cores) for memory, cores in MACS)]
+ALL_MACHINES = [*MACHINES, *(Hardware("cuda", 64.0, sms, float(memory)) for _, memory, sms in CARDS)]
 
 
 def changed(folder: Path, edit) -> preset.Preset:
@@ -49,12 +53,12 @@ def message(folder: Path, edit) -> str:
     return str(refused.value)
 
 
-def test_three_presets_are_shipped():
-    assert preset.names() == ["fineweb", "offline", "tinystories"]
+def test_four_presets_are_shipped():
+    assert preset.names() == NAMES
 
 
-@pytest.mark.parametrize("hardware", MACHINES, ids=str)
-@pytest.mark.parametrize("name", ["fineweb", "offline", "tinystories"])
+@pytest.mark.parametrize("hardware", ALL_MACHINES, ids=str)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_shipped_preset_is_valid_on_every_machine(name, hardware):
     loaded = preset.load(name)
     adapted, _ = preset.adapt(loaded, hardware)
@@ -63,7 +67,7 @@ def test_every_shipped_preset_is_valid_on_every_machine(name, hardware):
     assert adapted.task.minutes == 5.0
 
 
-@pytest.mark.parametrize("name", ["fineweb", "offline", "tinystories"])
+@pytest.mark.parametrize("name", NAMES)
 def test_the_cpu_gets_its_own_tier_in_float32(name):
     adapted, tier_in_words = preset.adapt(preset.load(name), CPU)
     assert adapted.model.dtype == "float32"
@@ -78,10 +82,22 @@ def test_a_larger_mac_gets_at_least_as_large_a_model():
     assert by_cores[-1][1] > by_cores[0][1]
 
 
+def test_a_card_gets_the_tier_of_its_own_memory():
+    """Not of the machine's."""
+    tinystories = preset.load("tinystories")
+    tiers = [preset.adapt(tinystories, Hardware("cuda", 64.0, sms, float(memory)))[1] for _, memory, sms in CARDS]
+    assert tiers == [
+        "",
+        *[f"backend cuda, gpu_memory_gb {r}" for r in ["[10, 20]"] * 2 + ["[20, 40]"] * 2 + ["[40, 1000]"] * 3],
+    ]
+    widths = [preset.adapt(preset.load("climbmix"), machine)[0].model.width for machine in ALL_MACHINES[-8:]]
+    assert widths == sorted(widths)
+
+
 def test_unknown_preset_names_those_there_are(script, cache):
     line = refusal(script("prepare.py", "--preset", "tinystorys"))
     assert "'tinystorys'" in line
-    assert "fineweb, offline, tinystories" in line
+    assert "climbmix, fineweb, offline, tinystories" in line
     assert not cache.exists()
 
 
@@ -302,8 +318,8 @@ def test_vocabulary_override_changes_the_vocabulary_only():
 
 
 @pytest.mark.parametrize("length", [64, 128, 512, 1024, 2048])
-@pytest.mark.parametrize("machine", MACHINES, ids=str)
-@pytest.mark.parametrize("name", ["fineweb", "offline", "tinystories"])
+@pytest.mark.parametrize("machine", [CPU, MACHINES[1], MACHINES[-1], *ALL_MACHINES[-8::3]], ids=str)
+@pytest.mark.parametrize("name", NAMES)
 def test_context_override_keeps_the_tokens_of_a_pass(name, machine, length):
     adapted, _ = preset.adapt(preset.load(name), machine)
     mine = preset.override(adapted, sequence_length=length)
@@ -314,7 +330,7 @@ def test_context_override_keeps_the_tokens_of_a_pass(name, machine, length):
     assert mine.batch.rows * length == before or mine.batch.rows == 1
 
 
-@pytest.mark.parametrize("name", ["fineweb", "offline", "tinystories"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("machine", [CPU, MACHINES[1], MACHINES[-1]], ids=str)
 def test_a_record_gives_the_same_preset_back(name, machine):
     adapted, _ = preset.adapt(preset.load(name), machine)

@@ -205,9 +205,10 @@ def brief(state: State, night: Mapping[str, Any], source: str, attempt: int = 0,
 def task_line(night: Mapping[str, Any]) -> str:
     """Task and machine of a night in one line."""
     preset, chip = from_dict(night["preset"]), describe()
+    memory = chip["gpu_memory_gb"] or chip["memory_gb"]
     return (
         f"Preset {preset.name}: context {preset.task.sequence_length} tokens, {night['minutes']:g} "
-        f"minutes of training on {chip['chip']} ({chip['backend']}, {chip['memory_gb']:.0f} GB)."
+        f"minutes of training on {chip['chip']} ({chip['backend']}, {memory:.0f} GB)."
     )
 
 

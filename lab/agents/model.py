@@ -29,7 +29,7 @@ ANSWER_TOKENS = {"menu": 200, "definition": 2000, "replace": 4000}  # num_predic
 THINKING_TOKENS = 4000  # added when the model thinks
 SPARE_TOKENS = 256  # the chat template around the prompt
 DEFINITION_FROM, REPLACE_FROM = 6.5, 30.0  # billions of parameters from which code edits worked
-MEMORY_SHARE = 0.5  # of the machine, for weights; the rest is for the context, the system and what else runs
+MEMORY_SHARE = 0.5  # of the memory, for weights; the rest is for the context, the system and what else runs
 BYTES_PER_TOKEN_CUT = 6.0  # more bytes per prompt token mean that the server has cut the prompt
 DENSITY_SLACK = 1.5  # the same, relative to the densest prompt of this form so far; a cut one is halved
 LONGEST_DEFINITION = 120  # lines
@@ -58,6 +58,12 @@ class Question:
     form: str
     prompt: str
     menu: Menu  # values on offer, or definitions by name
+
+
+def model_memory_gb() -> float:
+    """Memory for the weights of a model: a share of the GPU's, else of the machine's."""
+    facts = describe()
+    return MEMORY_SHARE * (facts["gpu_memory_gb"] or facts["memory_gb"])
 
 
 class LocalModel:
@@ -127,7 +133,7 @@ class LocalModel:
 
     def _most_capable(self, installed: list[Model]) -> Model:
         """The largest that runs here and fits; a coder counts twice its size."""
-        room = (self.memory_gb or describe()["memory_gb"] * MEMORY_SHARE) * 2**30
+        room = (self.memory_gb or model_memory_gb()) * 2**30
         elsewhere = [f"{model.name} runs at {model.remote}" for model in installed if model.remote]
         installed = [model for model in installed if not model.remote]
         if not installed and self.server.unread:

@@ -113,6 +113,12 @@ class Tokenizer:
         """(vocab_size,) int64: raw bytes of each token, 0 for the special one."""
         return np.array([len(token) for token in self.token_bytes], np.int64)
 
+    @cached_property
+    def upstream_lengths(self) -> np.ndarray:
+        """(vocab_size,) int64: bytes of each token by the rule of karpathy/autoresearch's `evaluate_bpb`, which decodes
+        each token on its own, so that U+FFFD for bytes that are not UTF-8 counts as three."""
+        return np.array([len(token.decode(errors="replace").encode()) for token in self.token_bytes], np.int64)
+
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Learn a tokenizer of `vocab_size` tokens; 256 means pure bytes, with nothing to learn.

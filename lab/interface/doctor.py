@@ -26,6 +26,7 @@ from lab.files import ROOT, cache_root
 from lab.interface import housekeeping
 from lab.machine import hardware
 from lab.machine.condition import condition, content, wait_reason
+from lab.machine.device import CORES, nvidia
 from lab.machine.fit import OUTGROWN, times_as_fast
 
 LOW_DISK_GB, NO_DISK_GB = 5.0, 1.0  # a night of 100 experiments leaves about a gigabyte of checkpoints
@@ -80,19 +81,30 @@ def _facts() -> dict[str, Any]:
 
 def _machine() -> Iterator[Finding]:
     facts = _facts()
-    gpu = f", {facts['gpu_cores']} GPU cores" if facts["gpu_cores"] else ", no Apple GPU"
-    message = f"{facts['chip']}, {facts['cpu_cores']} cores{gpu}, {facts['memory_gb']:.0f} GB, {facts['os']}"
+    message = f"{facts['chip']}, {facts['cpu_cores']} cores, {_gpu(facts)}, {facts['memory_gb']:.0f} GB, {facts['os']}"
     yield Finding("ok", "machine", f"{message}, Python {platform.python_version()}")
 
 
+def _gpu(facts: dict[str, Any]) -> str:
+    """The GPU in a few words."""
+    if not facts["gpu_cores"]:
+        return "no GPU"
+    memory = f" with {facts['gpu_memory_gb']:.0f} GB" if facts["backend"] == "cuda" else ""
+    return f"{facts['gpu_cores']} {CORES[facts['backend']]}{memory}"
+
+
 def _mlx() -> Iterator[Finding]:
-    from lab.machine.backend import BLAS, mx
+    from lab.machine.backend import BLAS, KIND, mx
 
     peak = hardware.matmul_peak("float32", repeats=5) / 1e9
-    device = f"Metal ({mx.device_info()['architecture']})" if mx.metal.is_available() else "the CPU"
-    message = f"MLX {mx.__version__} on {device}, {BLAS}, {peak:,.0f} GFLOP/s float32"
-    if _facts()["backend"] == "metal" and not mx.metal.is_available():
-        yield Finding("failure", "mlx", f"{message}: MLX does not see the GPU of this Mac", "make clean setup")
+    device = {"cpu": "the CPU", "metal": "Metal", "cuda": "CUDA"}[KIND]
+    device += f" ({mx.device_info()['architecture']})" if KIND != "cpu" else f", {BLAS}"
+    message = f"MLX {mx.__version__} on {device}, {peak:,.0f} GFLOP/s float32"
+    if _facts()["backend"] != KIND:
+        yield Finding("failure", "mlx", f"{message}: MLX does not see the GPU of this machine", "make clean setup")
+    elif KIND == "cpu" and (card := nvidia()):
+        message = f"{message}: MLX is installed for the CPU and does not use the {card.name}"
+        yield Finding("warning", "mlx", message, "make setup BACKEND=cuda")
     elif "slow" in BLAS:
         yield Finding("warning", "mlx", message, "use a Mac or x86-64: there is no fast BLAS package here")
     else:
@@ -104,10 +116,10 @@ def _tier() -> Iterator[Finding]:
 
     record = recorded() or {"preset": {"name": DEFAULT_PRESET}, "tier": None}
     chosen, facts = preset.load(record["preset"]["name"]), _facts()
-    here = preset.Hardware(facts["backend"], facts["memory_gb"], facts["gpu_cores"])
+    here = preset.Hardware(facts["backend"], facts["memory_gb"], facts["gpu_cores"], facts["gpu_memory_gb"])
     tier = next((tier for tier in chosen.hardware if tier.matches(here)), None)
     name = str(tier) if tier else ""
-    detected = f"{here.backend}, {here.memory_gb:.0f} GB, {here.gpu_cores} GPU cores"
+    detected = f"{here.backend}, {here.memory_gb:.0f} GB, {_gpu(facts)}"
     sets = ", ".join(f"{key} {value}" for key, value in tier.set.items()) if tier else "the preset as written"
     message = f"{chosen.name}, {name or 'none'}: {'first match' if tier else 'no match'} for {detected}; {sets}"
     if record["tier"] in (None, name):
@@ -290,7 +302,7 @@ def _hub() -> Iterator[Finding]:
 
 def _ollama() -> Iterator[Finding]:
     from lab.agents.briefing import NoProposal
-    from lab.agents.model import MEMORY_SHARE
+    from lab.agents.model import model_memory_gb
     from lab.agents.ollama_client import Server
 
     alone = "search alone makes the proposals"
@@ -310,7 +322,7 @@ def _ollama() -> Iterator[Finding]:
         yield Finding("warning", "ollama", message, "unset OLLAMA_HOST to keep them on this machine")
     if all(model.remote for model in models):
         yield Finding("warning", "ollama", "the server has no local model", "ollama pull qwen2.5-coder:1.5b")
-    room = _facts()["memory_gb"] * MEMORY_SHARE
+    room = model_memory_gb()
     for model in models:
         if model.remote:
             message = f"{model.name} runs at {model.remote}; used only if you name it"

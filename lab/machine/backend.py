@@ -2,7 +2,8 @@
 
 On Linux the mlx wheel contains the reference BLAS (4 GFLOPS on two cores where OpenBLAS reaches 150). A library in the
 global namespace before mlx is loaded replaces it, so OpenBLAS is loaded first. On macOS MLX uses Metal and Accelerate,
-and nothing is done here. Importing this module does both; all other modules import `mx` and `nn` from it.
+on an NVIDIA GPU cuBLAS, and nothing is done here. Importing this module does both; all other modules import `mx` and
+`nn` from it, and `KIND`, the device that MLX computes on in this process: "cpu", "metal" or "cuda".
 """
 
 import ctypes
@@ -43,7 +44,10 @@ def _load_blas() -> str:
     spec = importlib.util.find_spec("ngsolve_openblas")
     if spec is None or spec.origin is None:
         return "reference BLAS (slow: no OpenBLAS package for this processor)"
-    _load_gfortran(Path(spec.origin).parent.parent / "mlx_cpu.libs")
+    libraries = Path(spec.origin).parent.parent / "mlx_cpu.libs"
+    if not libraries.is_dir():
+        return "cuBLAS"
+    _load_gfortran(libraries)
     # Idle BLAS threads spin for 2^n cycles; the default, 26, takes a core from everything between two products.
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "8")
     [library] = glob.glob(str(Path(spec.origin).parent / "libopenblas*.so*"))
@@ -81,4 +85,17 @@ import mlx.core as mx  # noqa: E402
 import mlx.nn as nn  # noqa: E402
 from mlx.utils import tree_flatten, tree_map, tree_unflatten  # noqa: E402
 
-__all__ = ["BLAS", "mx", "nn", "tree_flatten", "tree_map", "tree_unflatten"]
+
+def _kind() -> str:
+    """MLX built for CUDA calls CUDA available on machines without a GPU too."""
+    if mx.metal.is_available():
+        return "metal"
+    return "cuda" if mx.cuda.is_available() and mx.device_count(mx.gpu) else "cpu"
+
+
+KIND = _kind()
+GPU = KIND != "cpu"
+if not GPU:  # also where MLX is built for CUDA and no GPU is there
+    mx.set_default_device(mx.cpu)
+
+__all__ = ["BLAS", "GPU", "KIND", "mx", "nn", "tree_flatten", "tree_map", "tree_unflatten"]

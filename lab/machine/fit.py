@@ -1,6 +1,6 @@
 """Fit a preset to this machine: measure speed and memory of real training steps, then choose the model's size.
 
-    batch       rows per pass and dtype: the fastest with a peak below MEMORY_SHARE of the memory; never float16, in
+    batch       rows per pass and dtype: the fastest with a peak below `training_memory_mb`; never float16, in
                 which the gradients of unlikely tokens are 0 unless the loss is scaled
     processes   two on a CPU if they are faster than one; checked again once the size is known
     size        the depth and width with the lowest val_bpb that the scaling rule predicts for the number of tokens
@@ -10,7 +10,7 @@ Every candidate runs train.py for STEPS steps in its own process, so a crash onl
 batch is measured only if the memory growth so far says that it fits. The search starts from the preset's tier and
 leaves it only for a gain beyond the noise of such short measurements. The result is cached by chip, memory, versions,
 preset and budget, and measured again once the machine is faster than it was: a busy or hot machine is no lasting
-property. Memory and cores are those that a container's limits leave. Not run on a Mac.
+property. Memory and cores are those that a container's limits leave. Not run on a GPU.
 """
 
 import hashlib
@@ -33,9 +33,8 @@ from lab.files import ROOT, cache_root, write_atomic
 from lab.machine import hardware
 from lab.preset import DTYPES, Batch, Preset, to_dict
 
-MEMORY_SHARE = 0.5  # of the machine's memory that a training may take
 STEPS = 12  # per candidate; the first two are not counted
-SECONDS = 240.0  # timeout of a candidate: on Metal the first step compiles
+SECONDS = 240.0  # timeout of a candidate: on a GPU the first step compiles
 FASTER = 1.05  # a batch must be faster by this factor to replace the one before it
 BUSY = 0.2  # share of the CPU used by other programs that is reported
 OUTGROWN = 1.25  # speed relative to that of the fit: the machine was busy or hot then
@@ -240,9 +239,9 @@ def fit(preset: Preset, prepared: Path, log: Log) -> dict[str, Any] | None:
         log(line)
 
     facts = hardware.describe()
-    on_metal = facts["backend"] == "metal"
-    bound = MEMORY_SHARE * facts["memory_gb"] * 1024
-    dtypes = DTYPES if on_metal else ("float32",)
+    on_gpu = facts["backend"] != "cpu"
+    bound = hardware.training_memory_mb()
+    dtypes = DTYPES if on_gpu else ("float32",)
     peaks = {dtype: hardware.matmul_peak(dtype) / 1e12 for dtype in dtypes}
     speeds = ", ".join(f"{dtype} {peak:.2f} TFLOP/s" for dtype, peak in peaks.items())
     note(f"fitting {preset.name} to {facts['chip']}: matmul {speeds}; memory limit {bound:,.0f} MB")
@@ -253,7 +252,7 @@ def fit(preset: Preset, prepared: Path, log: Log) -> dict[str, Any] | None:
         log("  training with the tier's own settings fails; they are used without a fit")
         return None
     best = search.batch(start, [dtype for dtype in dtypes if dtype != "float16"])
-    if several := not on_metal and facts["cpu_cores"] > 1:
+    if several := not on_gpu and facts["cpu_cores"] > 1:
         best = search.processes(best, 2)
     best = search.size(best)
     if several:
@@ -283,7 +282,7 @@ def fit(preset: Preset, prepared: Path, log: Log) -> dict[str, Any] | None:
 def key(preset: Preset) -> dict[str, Any]:
     """What a fit depends on: the machine, MLX, this module, and all of the preset that affects speed or memory."""
     facts = hardware.describe()
-    parts = {name: facts[name] for name in ("chip", "memory_gb", "cpu_cores", "gpu_cores", "backend")}
+    parts = {name: facts[name] for name in ("chip", "memory_gb", "cpu_cores", "gpu_cores", "gpu_memory_gb", "backend")}
     parts |= {name: to_dict(preset)[name] for name in ("tokenizer", "task", "model", "batch")}
     code = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
     return parts | {"mlx": importlib.metadata.version("mlx"), "code": code[:16]}

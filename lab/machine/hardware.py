@@ -1,6 +1,7 @@
-"""What this machine is and what it can do: chip, memory, GPU cores, matmul peak, and time that counts sleep.
+"""What this machine is and what it can do: chip, memory, GPU, matmul peak, and time that counts sleep.
 
-`_macos_facts` reads a Mac. It has not been run on one: its parsing is tested with recorded outputs.
+`_macos_facts` reads a Mac, and `lab.machine.device.nvidia` an NVIDIA GPU. Neither has been run on one: they are tested
+with recorded outputs and with a made-up driver.
 """
 
 import os
@@ -15,6 +16,7 @@ from functools import cache
 import numpy as np
 
 from lab import quota
+from lab.machine import device
 from lab.preset import Hardware
 
 # Commands that print the GPU cores of an Apple chip. The first takes 20 ms (sbryngelson/ANEForge#151).
@@ -22,16 +24,16 @@ GPU_CORES = {
     ("ioreg", "-rc", "AGXAccelerator", "-d1"): r'"gpu-core-count" = (\d+)',
     ("system_profiler", "SPDisplaysDataType", "-json"): r'"sppci_cores"\s*:\s*"(\d+)"',
 }
-MATMUL_SIZE = 1024  # n of the n x n products that measure the peak; large enough for 95 % of it, a few ms each
 
 
 @cache
 def describe() -> dict[str, str | int | float]:
-    """Chip name, operating system, memory (GB), CPU and GPU cores, backend. Read once: system_profiler takes a second
+    """The chip that trains, operating system, memory (GB), CPU cores, backend ("cpu", "metal" or "cuda"), GPU cores
+    (SMs of an NVIDIA GPU) and the memory of the GPU (GB; on a Mac all of it). Read once: system_profiler takes a second
     and may hang."""
     mac = platform.system() == "Darwin"
     facts = _macos_facts(output) if mac else _linux_facts()
-    backend = "metal" if facts["gpu_cores"] else "cpu"
+    backend = "cpu" if not facts["gpu_cores"] else "metal" if mac else "cuda"
     system = f"macOS {platform.mac_ver()[0]}" if mac else f"{platform.system()} {platform.release()}"
     return facts | {"os": system, "backend": backend}
 
@@ -39,7 +41,13 @@ def describe() -> dict[str, str | int | float]:
 def hardware() -> Hardware:
     """What the tiers of a preset depend on."""
     facts = describe()
-    return Hardware(facts["backend"], facts["memory_gb"], facts["gpu_cores"])
+    return Hardware(*(facts[name] for name in ("backend", "memory_gb", "gpu_cores", "gpu_memory_gb")))
+
+
+def training_memory_mb() -> float:
+    """Memory that a training may take: a share of the GPU's, else of the machine's."""
+    facts = describe()
+    return device.MEMORY_SHARE[facts["backend"]] * (facts["gpu_memory_gb"] or facts["memory_gb"]) * 1024
 
 
 def output(*command: str) -> str:
@@ -55,11 +63,13 @@ def _macos_facts(output: Callable[..., str]) -> dict[str, str | int | float]:
     values = re.fullmatch(r"(.+)\n(\d+)\n(\d+)\s*", sysctl)
     chip = values[1] if values else platform.machine()
     on_apple_chip = platform.machine() == "arm64" or chip.startswith("Apple")
+    memory, cores = int(values[2]) / 2**30 if values else _physical_gb(), on_apple_chip and _macos_gpu_cores(output)
     return {
         "chip": chip,
-        "memory_gb": int(values[2]) / 2**30 if values else _physical_gb(),
+        "memory_gb": memory,
         "cpu_cores": int(values[3]) if values else os.cpu_count() or 1,
-        "gpu_cores": _macos_gpu_cores(output) if on_apple_chip else 0,
+        "gpu_cores": int(cores),
+        "gpu_memory_gb": memory if cores else 0.0,
     }
 
 
@@ -86,28 +96,29 @@ def _physical_gb() -> float:
 def _linux_facts() -> dict[str, str | int | float]:
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         name = re.search(r"model name\s*: (.*)", file.read())
+    card = device.nvidia() if device.mlx_has_cuda() else None
     return {
-        "chip": name[1] if name else platform.machine(),
+        "chip": card.name if card else name[1] if name else platform.machine(),
         "memory_gb": min(_physical_gb(), quota.memory_limit() / 2**30),
         "cpu_cores": quota.cores(),
-        "gpu_cores": 0,
+        "gpu_cores": card.sms if card else 0,
+        "gpu_memory_gb": card.memory_gb if card else 0.0,
     }
 
 
 def matmul_peak(dtype_name: str, repeats: int = 20) -> float:
     """FLOP/s of a warmed square matmul in this dtype, the best of `repeats`: the peak that MFU is measured against."""
-    from lab.machine.backend import mx
+    from lab.machine.backend import KIND, mx
 
-    dtype = getattr(mx, dtype_name)
-    a = mx.random.normal((MATMUL_SIZE, MATMUL_SIZE), key=mx.random.key(0)).astype(dtype)
-    b = mx.random.normal((MATMUL_SIZE, MATMUL_SIZE), key=mx.random.key(1)).astype(dtype)
+    dtype, size = getattr(mx, dtype_name), device.MATMUL_SIZE[KIND]
+    a, b = (mx.random.normal((size, size), key=mx.random.key(seed)).astype(dtype) for seed in (0, 1))
     mx.eval(a, b, a @ b)
     best = float("inf")
     for _ in range(repeats):
         start = time.perf_counter()
         mx.eval(a @ b)
         best = min(best, time.perf_counter() - start)
-    return 2 * MATMUL_SIZE**3 / best
+    return 2 * size**3 / best
 
 
 def taken(seconds: float = 0.5) -> float:

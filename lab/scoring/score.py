@@ -49,6 +49,7 @@ NEEDED = ("settings.json", "train.py", "checkpoint.safetensors")  # of a run
 KEEPS_STATE = "the model keeps state or draws random numbers: the same tokens got other logits at the end of scoring"
 NOT_CAUSAL = "the model is not causal: logits depend on later tokens"
 NOT_ALONE = "logits depend on other rows of the batch, on earlier batches or on the process"
+UPSTREAM_REPO = "karpathy/climbmix-400b-shuffle"  # the text of karpathy/autoresearch
 
 
 class Rejected(Exception):
@@ -262,15 +263,24 @@ def _bits(
     counted = np.bincount(documents, lengths[scored], len(bounds) - 1).astype(np.int64)
     position = np.broadcast_to(QUARTERS * np.arange(losses.shape[1]) // losses.shape[1], losses.shape)[scored]
     quarters = [np.bincount(position, weights[scored], QUARTERS) for weights in (losses, lengths)]
+    upstream_bytes = int(prepared.tokenizer.upstream_lengths[targets][scored].sum())
     if counted.sum() != prepared.manifest[part]["bytes"]:
         raise AssertionError(f"{counted.sum()} bytes scored of {prepared.manifest[part]['bytes']}")
     return {
         "val_bpb": bits_per_byte(nats.sum(), int(counted.sum())),
+        "upstream_bpb": bits_per_byte(nats.sum(), upstream_bytes),  # for comparison with its numbers alone
         "scored_bytes": int(counted.sum()),
         "scored_tokens": int(scored.sum()),
         "positions": [round(bits_per_byte(n, max(1, int(size))), 5) for n, size in zip(*quarters, strict=True)],
         "documents": [[round(n, 4), int(b)] for n, b in zip(nats.tolist(), counted, strict=True)],
     }
+
+
+def by_upstreams_rule(repo: str, score: dict[str, Any]) -> list[str]:
+    """A line with the score by upstream's byte rule, if the text is upstream's."""
+    if repo != UPSTREAM_REPO or "upstream_bpb" not in score:
+        return []
+    return [f"by upstream's byte rule: {score['upstream_bpb']:.6f} (see docs/PRESETS.md#climbmix)"]
 
 
 def batch_rows(length: int, vocab_size: int) -> int:

@@ -1,6 +1,6 @@
 """Three operations of a GPT that are slow in plain MLX, each with its own gradient.
 
-On Metal they use MLX's fused kernels. MLX's CPU backend has none, and its exp and tanh take 15 to 25 ns per element
+On a GPU they use MLX's fused kernels. MLX's CPU backend has none, and its exp and tanh take 15 to 25 ns per element
 where numpy's vectorised ones take 2 to 3. So on the CPU the same mathematics runs in numpy, in blocks that fit the
 cache, with the rows split over the cores. Numpy needs evaluated arrays, so on the CPU these cannot be used inside
 `mx.compile`. Gradients agree with MLX's own to float32 rounding (tests/training/test_kernels.py).
@@ -17,13 +17,12 @@ from functools import cache
 import numpy as np
 
 from lab import quota
-from lab.machine.backend import mx, nn
+from lab.machine.backend import GPU, mx, nn
 
 BLOCK = 128  # queries per block of attention
 CHUNK = 256  # tokens per chunk of cross-entropy on the CPU
 SAFE_CAP = 50.0  # logits up to this have a finite exp, and finite sums of it, in float32
-CHUNK_LOGITS = 2**27  # logits per chunk on Metal: 512 MB in float32
-METAL = mx.metal.is_available()
+CHUNK_LOGITS = 2**27  # logits per chunk on a GPU: 512 MB in float32
 
 
 @cache
@@ -58,7 +57,7 @@ def attention(q: mx.array, k: mx.array, v: mx.array, *, scale: float, window: in
     A position attends to itself and the `window` - 1 positions before it; without a window, to all before it."""
     T = q.shape[2]
     window = min(window or T, T)
-    if METAL:
+    if GPU:
         mask = "causal" if window == T else window_mask(T, window)
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
     groups = q.shape[1] // k.shape[1]
@@ -153,7 +152,7 @@ def softcap(logits: mx.array, cap: float) -> mx.array:
     logits = logits.astype(mx.float32)
     if not cap:
         return logits
-    return cap * (mx.tanh if METAL else _tanh)(logits / cap)
+    return cap * (mx.tanh if GPU else _tanh)(logits / cap)
 
 
 @mx.custom_function
@@ -175,7 +174,7 @@ def linear_cross_entropy(x: mx.array, head: mx.array, targets: mx.array, cap: fl
 
     The logits of all tokens are never in memory at once: each chunk's gradient is computed with its loss."""
     x, targets = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
-    if not METAL:
+    if not GPU:
         loss, *_ = _cross_entropy_cpu(cap)(x.astype(mx.float32), head.astype(mx.float32), targets)
     elif len(x) * len(head) <= CHUNK_LOGITS:
         loss = nn.losses.cross_entropy(softcap(x @ head.astype(x.dtype).T, cap), targets, reduction="mean")

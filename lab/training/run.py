@@ -165,14 +165,15 @@ class Run:
         self.facts["startup_seconds"] = time.perf_counter() - self.started
 
     def _introduce(self, peak: float, parameters: int, facts: dict[str, Any]) -> None:
-        from lab.machine.backend import BLAS
+        from lab.machine.backend import BLAS, KIND
 
         dtype, length = self.preset.model.dtype, self.preset.task.sequence_length
         budget = f"{self.clock.steps} steps" if self.clock.steps else f"{self.clock.budget / 60:g} minutes"
         chip = hardware.describe()
+        where = f" ({BLAS})" if KIND == "cpu" else ""
         print(
             f"preset {self.preset.name}, vocabulary {self.vocab_size}, context {length}, seed {self.seed}, {budget}\n"
-            f"machine {chip['chip']}, {chip['backend']} ({BLAS}), tier: {self.record_settings['tier'] or 'none'}"
+            f"machine {chip['chip']}, {chip['backend']}{where}, tier: {self.record_settings['tier'] or 'none'}"
             f"{', fitted' * bool(self.record_settings.get('fit'))}, "
             f"{dtype} matmul peak {peak / 1e12:.2f} TFLOP/s, {self.processes} process{'es' * (self.processes > 1)}\n"
             f"model {parameters / 1e6:.2f}M parameters, " + ", ".join(f"{k} {v}" for k, v in facts.items()),
@@ -368,8 +369,10 @@ def _train(run: Run, experiment: Callable[[Run], Any]) -> None:
 
 def _score(run: Run, started: float) -> None:
     """Score in a separate process; print the comparison with the fit, then upstream's summary block."""
+    from lab.scoring.score import by_upstreams_rule
+
     directory = run.directory
-    # No sandbox: the same code has just trained without one, and no sandbox has been run with Metal.
+    # No sandbox: the same code has just trained without one, and no sandbox has been run with a GPU.
     command = [sys.executable, ROOT / "prepare.py", "score", directory, "--sandbox", "none"]
     with working("scoring", run.verbosity):
         scoring = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
@@ -383,7 +386,7 @@ def _score(run: Run, started: float) -> None:
     result["total_seconds"] = time.perf_counter() - started
     write_atomic(directory / "result.json", json.dumps(result, indent=1))
     if run.verbosity > QUIET:
-        for line in run.compared_with_fit(result):
+        for line in [*run.compared_with_fit(result), *by_upstreams_rule(run.preset.data.repo, result)]:
             print(line)
     print(summary(result))
 

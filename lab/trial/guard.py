@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lab.machine import processes
+from lab.machine.device import OUT_OF_MEMORY
 from lab.trial.crash import Crash, summary
 from lab.trial.sandbox import Policy, environment, launcher, wrap
 
@@ -33,14 +34,13 @@ GRACE = 1.0  # seconds from SIGTERM to SIGKILL
 STALLED = 5.0  # seconds without a check: the guard itself was stopped (SIGSTOP), and the child with it
 CHUNK = 1 << 16
 STATUS_OF_SIGNAL = {  # of signals that the guard did not send
-    signal.SIGABRT: "memory",  # Metal, out of GPU memory
+    signal.SIGABRT: "memory",  # MLX, out of GPU memory where no Python error can be raised
     signal.SIGKILL: "memory",  # the kernel, out of memory
     signal.SIGXFSZ: "disk",
     signal.SIGTERM: "killed",
     signal.SIGINT: "killed",
     signal.SIGHUP: "killed",
 }
-OUT_OF_MEMORY = re.compile(r"\[(metal::)?malloc")  # start of MLX's RuntimeError
 # EFBIG and ENOSPC (the same on Linux and macOS), MLX's RuntimeError, the error of lab.training.run.guarded.
 OUT_OF_DISK = re.compile(r"\[Errno (27|28)\]|\[write\] Unable to write|error: No space left on device")
 

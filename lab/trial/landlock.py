@@ -35,7 +35,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def enter(rules: str, *command: str) -> None:
-    """Restrict this process, then become `command`. `rules`: JSON [[path, "read" | "write" | "hide"], ...].
+    """Restrict this process, then become `command`. `rules`: JSON [[path, "read" | "write" | "hide" | "device"], ...].
 
     Raises OSError where the kernel has no Landlock, or one too old to protect files from truncation."""
     version = call(libc.syscall, CREATE_RULESET, None, 0, 1)
@@ -59,9 +59,12 @@ def enter(rules: str, *command: str) -> None:
 
 def grants(rules: list[tuple[Path, str]]) -> Iterator[tuple[Path, int]]:
     """(path, rights) of each Landlock rule."""
-    hidden = [path for path, mode in rules if mode == "hide"]
+    hidden, devices = ([path for path, mode in rules if mode == wanted] for wanted in ("hide", "device"))
     yield from ((Path(device), READ_FILE | WRITE_FILE) for device in DEVICES)
     yield Path("/proc"), READ  # shows only public facts of other processes: Landlock also denies ptrace
+    yield from ((device, READ_FILE | WRITE_FILE | IOCTL) for device in devices)
+    if devices:  # NVIDIA's driver names its threads and gives up (CUDA error 304) where it cannot
+        yield Path("/proc/self/task"), READ | WRITE_FILE | TRUNCATE
     for path, mode in rules:
         if mode == "write":
             yield path, ALL

@@ -8,6 +8,11 @@ Files are an allow-list: the system's programs and libraries, this Python with i
               Both also filter system calls (seccomp.py).
   seatbelt    macOS, /usr/bin/sandbox-exec with a generated profile. Not run on a Mac; only its text is tested.
 
+Where MLX uses an NVIDIA GPU, its device files are let through too (lab/machine/device.py), and with Landlock the names
+of the child's own threads, which the driver sets. What else the driver and NVRTC need is readable anyway: /sys, /proc,
+the driver's libraries in /usr, and those in the packages of this Python. They keep kernels in HOME and TMPDIR, which
+are this child's alone. Not run on an NVIDIA GPU: the rules are tested, with another device.
+
 Not covered: memory, time and disk (see guard.py), and kernel bugs. Hidden paths must exist when the child starts. No
 kind provides shared memory under /dev/shm, which the locks of `multiprocessing` need. A sandbox does not protect the
 metric: the score comes from another process, which must not share TMPDIR with this one, because MLX loads compiled
@@ -29,6 +34,7 @@ from pathlib import Path
 
 from lab.errors import UserError
 from lab.files import ROOT
+from lab.machine import device
 from lab.trial.landlock import DEVICES
 
 KINDS = ("seatbelt", "bubblewrap", "landlock", "none")
@@ -39,9 +45,11 @@ ETC = tuple(f"/etc/{name}" for name in ("passwd", "group", "nsswitch.conf", "loc
 LINUX = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/opt", "/nix/store", "/sys", *ETC)
 MACOS = ("/System", "/usr", "/bin", "/sbin", "/Library", "/opt", "/private/etc", "/private/var/db/dyld",
          "/private/var/db/timezone")  # fmt: skip
+MOUNTS = {"read": "--ro-bind", "write": "--bind", "device": "--dev-bind"}  # of bubblewrap
 SYSTEM = {"Linux": LINUX, "Darwin": MACOS}
 PASSED = ("PATH", "LANG", "LC_ALL", "TMPDIR")
-PASSED_PREFIXES = ("AGX_", "AUTORESEARCH_", "MLX_", "OPENBLAS_")
+PASSED_PREFIXES = ("AGX_", "AUTORESEARCH_", "CUDA_", "MLX_", "NVIDIA_", "OPENBLAS_")
+KERNEL_CACHES = ("CUDA_CACHE_PATH", "MLX_PTX_CACHE_DIR")  # not passed: a child could leave kernels there for the scorer
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,7 @@ def environment(variables: Mapping[str, str], policy: Policy) -> dict[str, str]:
     HOME is the first writable folder. TMPDIR, where MLX stores compiled kernels, is kept if it is writable; otherwise
     it is `tmp` in HOME."""
     clean = {key: text for key, text in variables.items() if key in PASSED or key.startswith(PASSED_PREFIXES)}
+    clean = {key: text for key, text in clean.items() if key not in KERNEL_CACHES}
     home = policy.writable[0].resolve()
     temporary = Path(clean.get("TMPDIR", "/")).resolve()
     if not any(temporary.is_relative_to(folder.resolve()) for folder in policy.writable):
@@ -101,7 +110,7 @@ def launcher(module: str, function: str) -> list[str]:
 
 
 def _rules(policy: Policy) -> list[tuple[Path, str]]:
-    """(resolved path, "read" | "write" | "hide"), parents first: the last rule that contains a file applies."""
+    """(resolved path, "read", "write", "hide" or "device"), parents first: the last rule with a file in it applies."""
     for path in policy.writable:
         if not path.is_dir():
             raise UserError(f"{path} is not a folder, so the experiment cannot write to it; create it first")
@@ -112,7 +121,7 @@ def _rules(policy: Policy) -> list[tuple[Path, str]]:
     python = (sys.prefix, sys.base_prefix, Path(sys.executable).resolve().parent.parent)
     readable = [Path(path) for path in (*SYSTEM.get(platform.system(), ()), *python, *policy.readable)]
     rules = {path.resolve(): "read" for path in readable if path.exists()}
-    rules |= dict.fromkeys(hidden, "hide") | dict.fromkeys(writable, "write")
+    rules |= dict.fromkeys(hidden, "hide") | dict.fromkeys(writable, "write") | dict.fromkeys(device.nodes(), "device")
     # Everything inside a writable folder is writable: Landlock cannot revoke a right that it granted.
     outer = [path for path in rules if not any(folder in path.parents for folder in writable)]
     return [(path, rules[path]) for path in sorted(outer, key=lambda path: len(path.parts))]
@@ -130,7 +139,7 @@ def _bubblewrap(rules: list[tuple[Path, str]], policy: Policy) -> list[str]:
             arguments += ["--symlink", target, str(link)]
     for path, mode in rules:
         if mode != "hide":
-            arguments += ["--bind" if mode == "write" else "--ro-bind", str(path), str(path)]
+            arguments += [MOUNTS[mode], str(path), str(path)]
         elif path.exists() and any(path.is_relative_to(folder) for folder in mounted):
             arguments += ["--tmpfs", str(path)] if path.is_dir() else ["--ro-bind", "/dev/null", str(path)]
     empty = [arguments[index + 1] for index, word in enumerate(arguments) if word == "--tmpfs"]
@@ -176,7 +185,7 @@ def seatbelt_profile(rules: list[tuple[Path, str]]) -> str:
 
 PROBE = """
 import os, socket, sys
-inside, outside, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
+inside, outside, port, driver = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
 def attempt(action):
     try:
         return action()
@@ -193,6 +202,9 @@ attempt(lambda: os.truncate(outside + "/plain", 0))
 attempt(lambda: send(socket.SOCK_STREAM))
 attempt(lambda: send(socket.SOCK_DGRAM))
 open(inside + "/seen", "wb").write(b"".join(seen))
+if driver:
+    import ctypes
+    open(inside + "/gpu", "w").write(str(ctypes.CDLL(driver).cuInit(0)))
 """
 
 
@@ -200,7 +212,8 @@ open(inside + "/seen", "wb").write(b"".join(seen))
 def self_test(kind: str) -> str:
     """How a sandbox of this kind fails here, "" if it works.
 
-    A real child reads, writes, truncates, and sends TCP and UDP to a loopback port. About 0.1 s."""
+    A real child reads, writes, truncates, sends TCP and UDP to a loopback port, and opens the NVIDIA GPU if MLX uses
+    one. About 0.1 s."""
     if kind == "bubblewrap" and not shutil.which("bwrap"):
         return "bwrap is not installed"
     tcp, udp = socket.create_server(("127.0.0.1", 0)), socket.socket(type=socket.SOCK_DGRAM)
@@ -213,6 +226,7 @@ def self_test(kind: str) -> str:
         (outside / "hidden" / "key").write_bytes(b"secret")
         fault = _run_probe(kind, inside, outside, tcp.getsockname()[1])
         seen = b"" if fault else (inside / "seen").read_bytes()
+        opened = (inside / "gpu").read_text(encoding="utf-8") if (inside / "gpu").exists() else "0"
         faults = {
             fault: fault != "",
             "cannot read allowed files": not fault and not seen.startswith(b"plain"),
@@ -220,6 +234,7 @@ def self_test(kind: str) -> str:
             "writes outside": (outside / "new").exists() or (outside / "plain").read_bytes() != b"plain",
             "opens a TCP connection": _reached(tcp),
             "sends UDP": _reached(udp),
+            f"cannot use the GPU (CUDA error {opened})": opened != "0",
         }
     return ", ".join(fault for fault, present in faults.items() if present)
 
@@ -227,7 +242,8 @@ def self_test(kind: str) -> str:
 def _run_probe(kind: str, inside: Path, outside: Path, port: int) -> str:
     """Why the probe could not run, "" if it ran."""
     policy = Policy((inside,), (outside,), (outside / "hidden",))
-    command = [sys.executable, "-I", "-S", "-c", PROBE, str(inside), str(outside), str(port)]
+    driver = device.DRIVER if device.nodes() else ""
+    command = [sys.executable, "-I", "-S", "-c", PROBE, str(inside), str(outside), str(port), driver]
     try:
         child = subprocess.run(wrap(command, policy, kind), env=environment(os.environ, policy), timeout=30,
                                stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8",

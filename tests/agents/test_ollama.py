@@ -232,7 +232,7 @@ def test_the_most_able_model_that_fits_is_chosen(serve, memory, chosen):
 def test_the_model_for_a_mac_is_that_of_the_docs(serve, monkeypatch, machine, chosen):
     gigabytes = {1.5: 0.99, 3: 1.9, 7: 4.7, 14: 9.0, 32: 20.0}  # as `ollama list` tells them
     models = {f"qwen2.5-coder:{n}b": sized(n) | {"size": int(size * 1e9)} for n, size in gigabytes.items()}
-    monkeypatch.setattr("lab.agents.model.describe", lambda: {"memory_gb": float(machine)})
+    monkeypatch.setattr("lab.agents.model.describe", lambda: {"memory_gb": float(machine), "gpu_memory_gb": 0.0})
     assert agent_for(serve(models=models)).choose().name == f"qwen2.5-coder:{chosen}"
 
 

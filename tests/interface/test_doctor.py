@@ -108,7 +108,14 @@ def test_a_machine_without_a_battery_is_on_ac_power(tmp_path):
     assert doctor.linux_supply(tmp_path) == doctor.Supply(False, "")
 
 
-M1 = {"chip": "Apple M1", "memory_gb": 8.0, "cpu_cores": 8, "gpu_cores": 7, "os": "macOS 15.3.1", "backend": "metal"}
+M1 = {
+    "chip": "Apple M1", "memory_gb": 8.0, "cpu_cores": 8, "gpu_cores": 7, "gpu_memory_gb": 8.0,
+    "os": "macOS 15.3.1", "backend": "metal",
+}  # fmt: skip
+RTX = {
+    "chip": "NVIDIA GeForce RTX 4090", "memory_gb": 64.0, "cpu_cores": 16, "gpu_cores": 128, "gpu_memory_gb": 24.0,
+    "os": "Linux 6.8", "backend": "cuda",
+}  # fmt: skip
 
 
 def test_doctor_names_the_tier_of_this_machine_and_why(monkeypatch):

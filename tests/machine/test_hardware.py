@@ -8,7 +8,7 @@ import time
 import pytest
 
 from lab import preset
-from lab.machine import hardware
+from lab.machine import device, hardware
 
 
 def displays(model: str, cores: str | None, *more: dict) -> str:
@@ -118,10 +118,10 @@ def forgotten():
 def test_an_apple_chip_is_read_from_the_systems_own_words(monkeypatch, mac, chip, memory, cpu, gpu):
     as_on_a_mac(monkeypatch, mac)
     assert hardware.describe() == {
-        "chip": chip, "memory_gb": memory, "cpu_cores": cpu, "gpu_cores": gpu,
+        "chip": chip, "memory_gb": memory, "cpu_cores": cpu, "gpu_cores": gpu, "gpu_memory_gb": memory,
         "os": "macOS 15.3.1", "backend": "metal",
     }  # fmt: skip
-    assert hardware.hardware() == preset.Hardware("metal", memory, gpu)
+    assert hardware.hardware() == preset.Hardware("metal", memory, gpu, memory)
 
 
 def test_these_commands_are_run_once_in_a_process(monkeypatch):
@@ -130,7 +130,7 @@ def test_these_commands_are_run_once_in_a_process(monkeypatch):
     facts = hardware.describe()
     mac.answers = dict.fromkeys(mac.answers, HANGS)  # in the middle of a night
     assert hardware.describe() == facts
-    assert hardware.hardware() == preset.Hardware("metal", 8.0, 7)
+    assert hardware.hardware() == preset.Hardware("metal", 8.0, 7, 8.0)
     assert mac.asked == [
         ("sysctl", "-n", "machdep.cpu.brand_string", "hw.memsize", "hw.ncpu"),
         ("ioreg", "-rc", "AGXAccelerator", "-d1"),
@@ -207,7 +207,7 @@ def test_under_rosetta_there_is_no_metal_backend(monkeypatch):
 def test_a_display_adapter_without_cores_beside_the_gpu_is_passed_over(monkeypatch):
     profile = displays("Apple M2 Ultra", "76", {"_name": "DisplayLink", "sppci_model": "DisplayLink"})
     as_on_a_mac(monkeypatch, Mac("Apple M2 Ultra\n206158430208\n24\n", profile))
-    assert hardware.hardware() == preset.Hardware("metal", 192.0, 76)
+    assert hardware.hardware() == preset.Hardware("metal", 192.0, 76, 192.0)
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="reads /proc")
@@ -226,7 +226,7 @@ def test_linux_facts_are_those_of_this_machine():
 def test_the_matmul_peak_and_the_memory_it_took_are_real():
     peak = hardware.matmul_peak("float32", repeats=2)
     assert 1e8 < peak < 1e15
-    assert hardware.peak_memory_mb() >= 3 * 4 * hardware.MATMUL_SIZE**2 / 2**20
+    assert hardware.peak_memory_mb() >= 3 * 4 * device.MATMUL_SIZE["cpu"] ** 2 / 2**20
 
 
 def test_the_clock_that_counts_sleep_runs_at_the_same_speed():

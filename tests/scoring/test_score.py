@@ -212,3 +212,27 @@ def test_a_forged_number_in_the_training_record_does_not_count(make_run):
     result = json.loads((run / "result.json").read_text())
     assert result["val_bpb"] == score["val_bpb"] > 1
     assert result["num_steps"] == 3
+
+
+def test_upstreams_byte_rule_by_hand(make_run):
+    """Pure bytes, all equally likely. Alone, both bytes of é decode to U+FFFD, which has three."""
+    run, _ = make_run(val=["aé"], table=np.zeros((257, 257), np.float32))
+    score = score_run(run)
+    assert score["val_bpb"] == pytest.approx(3 * math.log2(257) / 3, rel=1e-6)
+    assert score["upstream_bpb"] == pytest.approx(3 * math.log2(257) / (1 + 3 + 3), rel=1e-6)
+
+
+def test_one_checkpoint_by_both_byte_rules(make_run):
+    """Upstream decodes every token of the vocabulary, takes the UTF-8 length of that, and 0 for special tokens."""
+    run, prepared = make_run(vocab=300)
+    score, tokenizer, val = score_run(run), prepared.tokenizer, prepared.val.tolist()
+    lengths = {token: len(tokenizer.decode([token]).encode()) for token in val if token != tokenizer.bos}
+    bits = score["val_bpb"] * score["scored_bytes"]
+    assert score["upstream_bpb"] == pytest.approx(bits / sum(lengths.get(token, 0) for token in val), rel=1e-6)
+    assert score["upstream_bpb"] < 0.9 * score["val_bpb"]  # the text is not ASCII
+
+
+def test_ascii_scores_the_same_by_both_byte_rules(make_run):
+    run, _ = make_run(val=["The cat sat on the mat."], vocab=300)
+    score = score_run(run)
+    assert score["upstream_bpb"] == pytest.approx(score["val_bpb"], rel=1e-9)

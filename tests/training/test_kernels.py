@@ -66,12 +66,12 @@ def test_large_scores_do_not_overflow():
 
 
 @pytest.mark.parametrize("length", [1, 16, 100])
-def test_metals_call_is_the_same_attention(length, monkeypatch):
-    """mx.fast runs on the CPU too: what the Metal branch asks of it."""
+def test_a_gpus_call_is_the_same_attention(length, monkeypatch):
+    """mx.fast runs on the CPU too: what the branch for GPUs asks of it."""
     q, k, v = (random(2, 2, length, 16, seed=i) for i in range(3))
     for window in (None, 5):
         ours = kernels.attention(q, k, v, scale=0.3, window=window)
-        monkeypatch.setattr(kernels, "METAL", True)
+        monkeypatch.setattr(kernels, "GPU", True)
         close([ours], [kernels.attention(q, k, v, scale=0.3, window=window)])
         monkeypatch.undo()
 
@@ -88,7 +88,7 @@ def plain_loss(x, head, targets, cap):
 def test_cross_entropy_and_its_gradients(cap, shape, form, monkeypatch):
     x, head = random(*shape, 12), 2 * random(50, 12, seed=1)
     targets = mx.random.randint(0, 50, shape, key=mx.random.key(2))
-    monkeypatch.setattr(kernels, "METAL", form != "cpu")
+    monkeypatch.setattr(kernels, "GPU", form != "cpu")
     if form in ("chunked", "compiled"):
         monkeypatch.setattr(kernels, "CHUNK_LOGITS", 50 * 7)
 

@@ -118,7 +118,6 @@ def test_crash_message_is_bounded_and_clean(tmp_path: Path) -> None:
     ("import os; os.kill(os.getpid(), 9)", "memory", "SIGKILL"),
     ("import os; os.kill(os.getpid(), 11)", "crash", "SIGSEGV"),
     ("raise MemoryError('no more')", "memory", "MemoryError"),
-    ("raise RuntimeError('[metal::malloc] Attempting to allocate 9 bytes')", "memory", "RuntimeError"),
     ("raise OSError(28, 'No space left on device')", "disk", "OSError"),
     ("print('error: loss is nan at step 3'); raise SystemExit(1)", "crash", "exit 1"),
 ])  # fmt: skip
@@ -127,6 +126,38 @@ def test_status_of_an_end(tmp_path: Path, code: str, status: str, type_: str) ->
     assert (outcome.status, outcome.crash.type) == (status, type_)
     if type_ == "exit 1":
         assert outcome.crash.message == "error: loss is nan at step 3"
+
+
+# As users of MLX have reported them, each with the place.
+OUT_OF_MEMORY = {
+    "Metal, one array": "[metal::malloc] Attempting to allocate 48736917632 bytes which is greater than the maximum "
+    "allowed buffer size of 30150672384 bytes.",  # lmstudio-ai/lmstudio-bug-tracker#2240
+    "Metal, a step": "[METAL] Command buffer execution failed: Insufficient Memory "
+    "(00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)",  # ml-explore/mlx#479
+    "Metal, before 2024": "[malloc_or_wait] Unable to allocate 9663676416 bytes.",  # ml-explore/mlx#63
+    "CUDA": "cudaMallocAsync(&data, size, stream) failed: out of memory",  # README of a local image generator
+    "CUDA, MLX 0.30": "[malloc_async] Unable to allocate 1073741824 bytes.",  # mlx/backend/cuda/allocator.cpp, 59e1704
+}
+OTHER_ERRORS = {
+    "Metal, watchdog": "[METAL] Command buffer execution failed: Impacting Interactivity "
+    "(0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)",
+    "CUDA, registers": "cudaGraphInstantiate(&handle_, graph, nullptr, nullptr, 0) failed: too many resources "
+    "requested for launch",  # ml-explore/mlx#2628
+    "CUDA, argument": "cudaMemcpyAsync( gpu_ptr<void>(out), out_ptr, nbytes, cudaMemcpyDefault, encoder.stream()) "
+    "failed: invalid argument",  # ml-explore/mlx-lm#672
+    "CUDA, address": "cudaMallocManaged failed: an illegal memory access was encountered.",  # ml-explore/mlx#2821
+}
+
+
+@pytest.mark.parametrize(
+    ("message", "status"),
+    [*((m, "memory") for m in OUT_OF_MEMORY.values()), *((m, "crash") for m in OTHER_ERRORS.values())],
+    ids=[*OUT_OF_MEMORY, *OTHER_ERRORS],
+)
+def test_a_gpus_error_is_memory_if_it_says_so(tmp_path: Path, message: str, status: str) -> None:
+    outcome = go(tmp_path, f"raise RuntimeError({message!r})")
+    assert (outcome.status, outcome.crash.type) == (status, "RuntimeError")
+    assert outcome.crash.message.startswith(message[:100].strip())
 
 
 def test_abort_means_out_of_memory_in_a_sandbox_too(tmp_path: Path, real_kind: str) -> None:

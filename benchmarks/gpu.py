@@ -1,0 +1,343 @@
+"""Everything that has to be seen on a GPU, in one run of at most eight minutes; the table comes last.
+
+    python benchmarks/gpu.py [PART ...] [--minutes 8] [--small] [--out DIR]
+
+device         what it is, and the peaks of a matrix product
+kernels        fused attention, windows, cross-entropy and softcap, and their gradients, against plain float32
+compiled       the compiled step against the plain one: the same losses, and speeds; bfloat16 against float32
+cross-entropy  seconds and memory for chunks of 2^24 to 2^29 logits
+rows           tokens/s and memory as the rows of a pass double; memory against the bound that `make fit` predicts
+step-SIZE      tokens/s, MFU, memory and the parts of a step; beside torch_reference.py in turn, if torch is there
+training       built-in stories to val_bpb: the same seed twice, another seed, cheating models, and a longer training
+fit            `make fit` on that text
+
+Each part is a process of its own, which may fail or run out of memory, and gets the time that is left. --small, the
+default without a GPU, takes sizes for a CPU: it shows that the script works, not what a GPU does. MLX must be installed
+for this Python: the scorer's process gets neither PYTHONPATH nor LD_LIBRARY_PATH. Not run on a GPU yet.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.bench import HAS_BFLOAT16, Stepper  # noqa: E402
+from lab.errors import UserError, one_line  # noqa: E402
+from lab.files import write_atomic  # noqa: E402
+
+BASE = {"head_dim": 64, "softcap": 15.0, "window": "L", "dtype": "bfloat16"}
+WEB = BASE | {"vocab": 8192, "sequence_length": 2048, "depth": 8, "width": 512}
+SIZES = {
+    "upstream": WEB | {"rows": 64, "tokens_per_step": 2**19},
+    "tinystories": BASE | {"vocab": 4096, "sequence_length": 256, "depth": 4, "width": 256, "rows": 64,
+                           "tokens_per_step": 2**14},
+    "fineweb": WEB | {"rows": 16, "tokens_per_step": 2**16},
+    "windows": WEB | {"rows": 64, "tokens_per_step": 2**19, "window": "SSSL"},  # upstream's; torch has none
+}  # fmt: skip
+SMALL = {"vocab": 300, "sequence_length": 32, "depth": 2, "width": 64, "rows": 4, "tokens_per_step": 256}
+NO_TORCH = ("windows",)
+SECONDS = {  # after which a part is given up, and so what must be left for it to begin
+    "device": 30, "kernels": 40, "compiled": 60, "step-upstream": 110, "step-tinystories": 60, "training": 270,
+    "step-fineweb": 80, "rows": 60, "cross-entropy": 30, "step-windows": 50, "fit": 150,
+}  # fmt: skip
+BFLOAT16, TF32 = 0.02, 0.004  # relative errors that rounding explains
+
+
+def sizes(small: bool) -> dict[str, dict[str, Any]]:
+    return {name: size | (SMALL | {"dtype": "float32"} if small else {}) for name, size in SIZES.items()}
+
+
+def device(small: bool) -> dict[str, Any]:
+    from importlib.metadata import version
+
+    from lab.machine import hardware
+    from lab.machine.backend import KIND
+
+    facts = hardware.describe()
+    peaks = {
+        f"{dtype}_tflops": hardware.matmul_peak(dtype, repeats=3) / 1e12
+        for dtype in ("float32", "bfloat16")[: 2 - small]
+    }
+    return (
+        facts
+        | {"mlx": version("mlx"), "mlx_uses": KIND, "memory_for_training_mb": hardware.training_memory_mb()}
+        | peaks
+    )
+
+
+def error(got: Any, expected: Any) -> float:
+    """Largest difference of two arrays, relative to the largest value."""
+    from lab.machine.backend import mx
+
+    got, expected = got.astype(mx.float32), expected.astype(mx.float32)
+    return (mx.abs(got - expected).max() / (mx.abs(expected).max() + 1e-9)).item()
+
+
+def kernels(small: bool) -> dict[str, Any]:
+    from lab.machine.backend import mx, nn
+    from lab.training import kernels as fused
+
+    fused.GPU = True  # what a GPU would run, also on a CPU
+    length, dtype = (64, mx.float32) if small else (1024, mx.bfloat16)
+    q, k, v, dy = (mx.random.normal((2, 4, length, 64), key=mx.random.key(i)) for i in range(4))
+    found = {}
+    for name, window in (("attention", length), ("window", length // 2)):
+        mask = fused.window_mask(length, window)
+
+        def plain(q, k, v, mask=mask):
+            weights = mx.softmax(mx.where(mask, q @ k.swapaxes(-1, -2) / 8, -1e30), axis=-1)
+            return ((weights @ v) * dy).sum()
+
+        def ours(q, k, v, window=window):
+            q, k, v = (t.astype(dtype) for t in (q, k, v))
+            return (fused.attention(q, k, v, scale=1 / 8, window=window).astype(mx.float32) * dy).sum()
+
+        expected, got = (mx.grad(f, (0, 1, 2))(q, k, v) for f in (plain, ours))
+        found[name] = max(error(a, b) for a, b in zip(got, expected, strict=True))
+    x, head = mx.random.normal((512, 64)), 0.3 * mx.random.normal((1000, 64))
+    targets = mx.random.randint(0, 1000, (512,))
+
+    def plain_loss(x, head):
+        return nn.losses.cross_entropy(15 * mx.tanh((x @ head.T) / 15), targets, reduction="mean")
+
+    expected = mx.value_and_grad(plain_loss, (0, 1))(x, head)
+    for name, chunk in (("cross-entropy", fused.CHUNK_LOGITS), ("cross-entropy in chunks", 1000 * 100)):
+        fused.CHUNK_LOGITS = chunk
+        got = mx.value_and_grad(lambda x, h: fused.linear_cross_entropy(x, h, targets, 15.0), (0, 1))(x, head)
+        found[name] = max(error(a, b) for a, b in zip([got[0], *got[1]], [expected[0], *expected[1]], strict=True))
+    limits = {name: BFLOAT16 if "cross" not in name else TF32 for name in found}
+    return {name: verdict(value, limits[name]) for name, value in found.items()}
+
+
+def verdict(value: float, limit: float) -> str:
+    return f"{value:.2g} ({'ok' if value <= limit else 'TOO FAR'}, limit {limit:g})"
+
+
+def compiled(small: bool) -> dict[str, Any]:
+    """Losses of the same eight steps, and tokens/s, of both forms of the step in both dtypes."""
+    from benchmarks.stepper import _experiment
+
+    size = sizes(small)["fineweb"] | ({} if small else {"depth": 4, "rows": 8, "tokens_per_step": 2**15})
+    losses, rates, passes = {}, {}, size["tokens_per_step"] // size["sequence_length"] // size["rows"]
+    for dtype in ("float32", "bfloat16")[: 2 - small]:
+        experiment, mx = _experiment(size | {"dtype": dtype})
+        experiment.DTYPE = dtype
+        for form in (True, False) if experiment.GPU else (False,):
+            mx.random.seed(0)
+            model = experiment.build_model(size["vocab"])
+            step, state = experiment.make_step(model, experiment.MuonAdamW(model), form)
+            shape = (passes, size["rows"], size["sequence_length"])
+            tokens = mx.random.randint(0, size["vocab"], shape, key=mx.random.key(1))
+            name, taken = f"{dtype} {'compiled' if form else 'plain'}", []
+            for _ in range(8):
+                begun = time.perf_counter()
+                loss = step(tokens, tokens[..., ::-1], mx.array(0.2), mx.array(0.1))
+                mx.eval(loss, state)
+                taken.append(time.perf_counter() - begun)
+                losses.setdefault(name, []).append(loss.item())
+            rates[f"{name} tokens/s"] = size["tokens_per_step"] / median(taken[3:])
+    found = dict(rates)
+    for dtype, limit in (("float32", TF32), ("bfloat16", BFLOAT16)):
+        if f"{dtype} compiled" in losses:
+            pairs = zip(losses[f"{dtype} compiled"], losses[f"{dtype} plain"], strict=True)
+            found[f"{dtype} compiled against plain"] = verdict(max(abs(a - b) / b for a, b in pairs), limit)
+    return found | {"losses": losses}
+
+
+def cross_entropy(small: bool) -> dict[str, Any]:
+    from lab.machine.backend import mx
+    from lab.training import kernels as fused
+
+    size, found = sizes(small)["upstream"], {}
+    count = size["rows"] * size["sequence_length"]
+    x, head = mx.random.normal((count, size["width"])), 0.1 * mx.random.normal((size["vocab"], size["width"]))
+    x, targets = x.astype(getattr(mx, size["dtype"])), mx.random.randint(0, size["vocab"], (count,))
+    for power in (12,) if small else (24, 25, 26, 27, 28, 29, 31):
+        fused.CHUNK_LOGITS = 2**power
+        both = mx.value_and_grad(lambda x, h: fused.linear_cross_entropy(x, h, targets, 15.0), (0, 1))
+        both = mx.compile(both) if fused.GPU else both
+        mx.eval(both(x, head))
+        mx.reset_peak_memory()
+        begun = time.perf_counter()
+        for _ in range(3):
+            mx.eval(both(x, head))
+        found[f"chunks of 2^{power}"] = (
+            f"{1000 * (time.perf_counter() - begun) / 3:.1f} ms, {mx.get_peak_memory() / 2**20:,.0f} MB"
+        )
+    return found
+
+
+def rows(small: bool) -> dict[str, Any]:
+    """Doubling rows at the size of fineweb. Fitting assumes that a doubling adds at most all of the memory, or twice
+    what the last one added."""
+    size, found, before, growth = sizes(small)["fineweb"], {}, 0.0, 0.0
+    for count in (2, 4) if small else (4, 8, 16, 32, 64):
+        tokens = max(size["tokens_per_step"], count * size["sequence_length"])
+        one = Stepper("ours", size | {"rows": count, "tokens_per_step": tokens})
+        rate, bound = tokens / median(one.take(5)), before + (growth or before)
+        predicted = f" of {bound:,.0f} predicted" if before else ""
+        found[f"{count} rows"] = f"{rate:,.0f} tokens/s, {one.peak_memory_mb:,.0f} MB{predicted}"
+        growth = max(one.peak_memory_mb - before, 0) * 2 if before else 0.0
+        before = one.peak_memory_mb
+        one.close()
+    return found
+
+
+def step(name: str, small: bool) -> dict[str, Any]:
+    """Ours and torch in turn, three times; then the parts of ours."""
+    from lab.machine.hardware import matmul_peak
+
+    size = sizes(small)[name]
+    probe = subprocess.run([sys.executable, "-c", HAS_BFLOAT16], capture_output=True)
+    kinds = ["ours", *["torch-bf16"] * (probe.returncode == 0 and name not in NO_TORCH)]
+    steppers = [Stepper(kind, size) for kind in kinds]
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for _ in range(3):
+        for one in steppers:
+            seconds[one.kind] += one.take(4)[1:]  # the first brings the other's caches and clocks back
+    ours, *torch = (size["tokens_per_step"] / median(seconds[kind]) for kind in kinds)
+    parts = {part: median(steppers[0].take(3, part)) for part in steppers[0].info["parts"]}
+    mfu = 100 * ours * steppers[0].info["flops_per_token"] / matmul_peak(size["dtype"], repeats=5)
+    found = {"tokens/s": ours, "MFU %": mfu, "peak MB": steppers[0].peak_memory_mb, "step s": median(seconds["ours"])}
+    found |= {f"{part} s": value for part, value in parts.items()}
+    if torch:
+        found |= {
+            "torch tokens/s": torch[0],
+            "ours / torch": ours / torch[0],
+            "torch peak MB": steppers[1].peak_memory_mb,
+        }
+    for one in steppers:
+        one.close()
+    return found
+
+
+def script(folder: Path, *arguments: object) -> str:
+    """A command of this project on a cache of its own; its output."""
+    env = os.environ | {"AUTORESEARCH_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, env=env, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{arguments[0]}: {one_line((done.stderr.strip().splitlines() or ['failed'])[-1])}")
+    return done.stdout
+
+
+def prepared(folder: Path, small: bool) -> None:
+    from lab.data.stories import story
+
+    text = folder / "stories.txt"
+    text.write_text("\n<|endoftext|>\n".join(story(0, i) for i in range(300 if small else 12_000)), encoding="utf-8")
+    flags = ("--vocab", 300, "--seq", 32) if small else ()
+    script(folder, "prepare.py", "--no-fit", "--preset", "tinystories", "--files", text, *flags)
+
+
+def training(small: bool) -> dict[str, Any]:
+    from lab.interface.evidence import CHEATS, _Work
+
+    with tempfile.TemporaryDirectory(prefix="gpu-") as name:
+        folder, found = Path(name), {}
+        prepared(folder, small)
+        for run, flags in {"seed0": ("--steps", 2 if small else 150), "again": ("--steps", 2 if small else 150),
+                           "seed1": ("--steps", 2 if small else 150, "--seed", 1),
+                           "long": ("--steps", 3) if small else ("--minutes", 2)}.items():  # fmt: skip
+            script(folder, "train.py", "--run-dir", folder / run, *flags)
+            result = json.loads((folder / run / "result.json").read_text(encoding="utf-8"))
+            found[f"{run} val_bpb"] = result["val_bpb"]
+        losses = [(folder / run / "steps.jsonl").read_text(encoding="utf-8").splitlines() for run in ("seed0", "again")]
+        same = [json.loads(a)["loss"] == json.loads(b)["loss"] for a, b in zip(*losses, strict=False)]
+        found["steps with the same loss, same seed"] = f"{sum(same)} of {len(same)}"
+        found["same seed differs by"] = abs(found["seed0 val_bpb"] - found["again val_bpb"])
+        found |= {key: result[key] for key in ("tokens_per_second", "mfu_percent", "peak_memory_mb", "startup_seconds",
+                                                "scoring_seconds", "num_steps")}  # fmt: skip
+        work = _Work(folder, None, lambda line: None)
+        for cheat in list(CHEATS)[: 1 if small else None]:
+            found[f"a model that {cheat}"] = work.cheat(cheat, *CHEATS[cheat]) or "NOT REFUSED"
+        return found
+
+
+def fit(small: bool) -> dict[str, Any]:
+    if small:
+        return {"skipped": "a minute on a CPU; `make fit`"}
+    with tempfile.TemporaryDirectory(prefix="gpu-") as name:
+        prepared(Path(name), small)
+        lines = [line for line in script(Path(name), "prepare.py", "--fit").splitlines() if "tokens/s" in line]
+        return {"candidates": len(lines) - 1, "chosen": lines[-1]}
+
+
+PARTS = {"device": device, "kernels": kernels, "compiled": compiled, "rows": rows, "cross-entropy": cross_entropy,
+         "training": training, "fit": fit} | {f"step-{name}": partial(step, name) for name in SIZES}  # fmt: skip
+
+
+def run(part: str, small: bool, seconds: float) -> dict[str, Any]:
+    """What a part measured, in a process of its own."""
+    command = [sys.executable, __file__, part, "--one", *["--small"] * small]
+    child = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
+    )
+    try:
+        printed, said = child.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"not done in {seconds:.0f} s"}
+    finally:
+        with suppress(ProcessLookupError):  # its own children too: they hold the GPU
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+    if child.returncode:
+        return {"failed": one_line((said.strip().splitlines() or [f"status {child.returncode}"])[-1], 300)}
+    return json.loads(printed.splitlines()[-1])
+
+
+def table(report: dict[str, dict[str, Any]]) -> str:
+    lines = []
+    for part, values in report.items():
+        for key, value in values.items():
+            if not isinstance(value, dict):
+                lines.append(f"{part:16} {key:36} {f'{value:,.4g}' if isinstance(value, float) else value}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"some of {', '.join(SECONDS)} (default: all)")
+    parser.add_argument("--minutes", type=float, default=8.0, help="for everything (default %(default)s)")
+    parser.add_argument("--small", action="store_true", help="sizes for a CPU (default without a GPU)")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "out", help="folder for gpu.json")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if unknown := [part for part in options.parts if part not in PARTS]:
+        raise UserError(f"there is no part {unknown[0]!r}; choose from {', '.join(SECONDS)}")
+    if options.one:
+        print(json.dumps(PARTS[options.parts[0]](options.small)))
+        return
+    from lab.machine.hardware import describe
+
+    small, deadline, report = (
+        options.small or describe()["backend"] == "cpu",
+        time.monotonic() + 60 * options.minutes,
+        {},
+    )
+    for part in options.parts or SECONDS:
+        begun = time.monotonic()
+        left = deadline - begun
+        report[part] = run(part, small, min(left, SECONDS[part])) if left > 15 else {"failed": "no time left"}
+        print(f"{part}: {time.monotonic() - begun:.0f} s", flush=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_atomic(options.out / "gpu.json", json.dumps(report, indent=1))
+    print(table(report))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error_:
+        sys.exit(f"error: {error_}")
