@@ -20,7 +20,7 @@ from lab.errors import one_line
 from lab.interface.plot import count
 from lab.loop.history import Experiment
 from lab.loop.stop import Until
-from lab.machine.condition import Condition
+from lab.machine.condition import recorded
 from lab.show import QUIET, WIDEST, bar, live_console, minutes
 from lab.trial.crash import read_steps
 
@@ -82,7 +82,7 @@ class View:
         yield "now", self.now()
         yield "verdicts", Group(*map(verdict, state.tried_out[-VERDICTS:])) if state.tried_out else "none yet"
         yield "night", self.pace()
-        yield "machine", str((state.condition and Condition(**state.condition)) or "not measured yet")
+        yield "machine", str(recorded(state.condition)) if state.condition else "not measured yet"
 
     def incumbent(self) -> str:
         state = self.night.journal.state
