@@ -30,7 +30,7 @@ AGENT_FLAGS := $(VERBOSITY) $(if $(PRESET),--preset $(call quote,$(PRESET))) $(i
 	$(if $(UNTIL),--until $(call quote,$(UNTIL))) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(LLM_SHARE),--llm-share $(call quote,$(LLM_SHARE))) \
 	$(if $(COMMAND),--command $(call quote,$(COMMAND))) $(if $(SANDBOX),--sandbox $(call quote,$(SANDBOX))) $(if $(RIGOR),--rigor $(call quote,$(RIGOR)))
 
-.PHONY: help setup prepare fit train agent status report score sample doctor clean-cache clean-runs test bench lint format lock clean
+.PHONY: help setup prepare fit train agent status report score sample doctor clean-cache clean-runs test fuzz bench lint format lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -90,6 +90,9 @@ clean-runs: $(READY)  ## list checkpoints; NAMES='...' removes these, ALL=1 all 
 
 test: $(READY)  ## run the tests, about ten minutes (ARGS='tests/scoring/test_score.py -x')
 	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+
+fuzz: $(READY)  ## feed random input to everything that reads files or answers, for about half an hour (ARGS='-k preset')
+	@$(PY) -m pytest -n 2 --dist loadfile tests/fuzz --hypothesis-profile=long $(ARGS)
 
 bench: $(READY)  ## measure a step, data, scoring and a night; writes benchmarks/out/bench.json (ARGS='step --rounds 9')
 	@$(PY) benchmarks/bench.py $(ARGS)

@@ -10,6 +10,7 @@ ignore num_ctx, and pulling models, which is the user's decision.
 
 import contextlib
 import ipaddress
+import math
 import os
 import re
 import time
@@ -39,6 +40,7 @@ CLOUD_HOST = "ollama.com"  # default host of cloud models
 PORTS = {"http": 80, "https": 443}
 MISSING = re.compile(r"model ['\"].*not found")
 GRAMMAR = re.compile(r"grammar|schema|format|repetition", re.IGNORECASE)  # in errors of status 400 and 500
+PAGE = 10_000  # characters of an error page that are searched for its title
 TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 
 T = TypeVar("T")
@@ -185,21 +187,22 @@ class Server:
     def _listed(self) -> dict[str, dict[str, Any]]:
         """/api/tags by name."""
         entries = self.control.answer("GET", "/api/tags")["models"] or []
-        return {entry.get("model") or entry["name"]: entry for entry in entries}
+        named = {str(entry.get("model") or entry["name"]): entry for entry in entries}
+        return {name: entry for name, entry in named.items() if name.isprintable()}
 
     def _model(self, name: str, entry: Mapping[str, Any]) -> Model:
         """A model from its entry in /api/tags and what /api/show adds."""
         shown = self.control.answer("POST", "/api/show", model=name)
         info = shown.get("model_info") or {}
-        contexts = [v for key, v in info.items() if key.endswith(".context_length") and isinstance(v, int)]
-        counted = info.get("general.parameter_count")
+        contexts = [_count(value) for key, value in info.items() if key.endswith(".context_length")]
+        counted = _count(info.get("general.parameter_count"))
         label = (shown.get("details") or {}).get("parameter_size")
         abilities = shown.get("capabilities")
-        size = entry.get("size") or 0
+        size = _count(entry.get("size"))
         return Model(
             name=name,
             bytes=size,
-            parameters=counted / 1e9 if isinstance(counted, int) else billions(label or ""),
+            parameters=counted / 1e9 if counted else billions(label or ""),
             context=max(contexts, default=0),
             thinks="thinking" in (abilities or ()),
             completes=abilities is None or "completion" in abilities,
@@ -265,14 +268,14 @@ def _translated(model: str) -> Iterator[None]:
     except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
         reason = one_line(str(error), 100).partition(". ")[0]
         raise Unavailable(reason or type(error).__name__) from None
-    except (ValueError, LookupError, AttributeError, TypeError) as error:  # not Ollama's protocol
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:  # not Ollama's protocol
         raise Foreign(f"the program there does not use Ollama's protocol ({type(error).__name__})") from None
 
 
 def _meaning(status: int, text: str, model: str) -> Exception:
     """A useless answer by its status (-1: in the middle of a stream) and its error or body, as an exception of ours."""
     page = text.lstrip().startswith("<")
-    title = TITLE.search(text)
+    title = TITLE.search(text[:PAGE])
     reason = one_line(title[1] if title else text, 160)
     if model and status == 404 and MISSING.search(text):
         return UserError(f"the model {model} is not installed; run: ollama pull {model}")
@@ -303,6 +306,11 @@ def address(host: str) -> str:
         raise UserError(f"OLLAMA_HOST is not an address: {host!r}; write it as 127.0.0.1:11434") from None
 
 
+def _count(value: Any) -> int:
+    """A number of bytes, tokens or parameters; 0 for anything else."""
+    return value if type(value) is int and 0 <= value < 2**63 else 0
+
+
 def _host(entry: Mapping[str, Any]) -> str:
     """The remote host that runs a model, from the server's description of it; "" for the server itself."""
     host = entry.get("remote_host") or CLOUD_HOST * bool(entry.get("remote_model"))
@@ -318,5 +326,6 @@ def billions(label: str) -> float:
     """Ollama's parameter_size in billions: "7.6B", "494.03M"; 0 when it is something else."""
     with contextlib.suppress(ValueError):
         if label[-1:].upper() in ("B", "M"):
-            return float(label[:-1]) / (1 if label[-1:].upper() == "B" else 1000)
+            number = float(label[:-1]) / (1 if label[-1:].upper() == "B" else 1000)
+            return number if 0 <= number < math.inf else 0.0
     return 0.0

@@ -31,8 +31,9 @@ import numpy as np
 
 from lab.data.batches import document_starts, pack
 from lab.data.shards import Prepared, open_prepared
-from lab.errors import UserError
+from lab.errors import UserError, one_line
 from lab.files import ROOT, remove, write_atomic
+from lab.preset import read_record
 from lab.scoring.model_server import read_frame, write_frame
 from lab.trial.crash import read_bytes
 
@@ -123,7 +124,7 @@ def score_run(run_dir: Path, sandbox: str = "none", batches: int | None = None) 
     for name in ("settings.json", "train.py", "checkpoint.safetensors"):
         if not (run_dir / name).is_file() or (run_dir / name).is_symlink():
             raise UserError(f"{run_dir} has no {name}, so it is not a finished run; choose another folder in runs/")
-    settings = json.loads((run_dir / "settings.json").read_text(encoding="utf-8"))
+    settings = read_record(run_dir / "settings.json", "choose another folder in runs/", of_run=True)
     prepared = open_prepared(Path(settings["prepared"]), parts=("val", "tokenizer"))
     length = settings["preset"]["task"]["sequence_length"]
     score = {"task": prepared.fingerprint(length, settings["minutes"], settings["steps"])}
@@ -132,7 +133,7 @@ def score_run(run_dir: Path, sandbox: str = "none", batches: int | None = None) 
             checkpoint = run_dir / "checkpoint.safetensors"
             score |= {"status": "ok"} | evaluate(model, prepared, length, checkpoint, batches)
     except Rejected as reason:
-        score |= {"status": "rejected", "reason": str(reason)}
+        score |= {"status": "rejected", "reason": one_line(reason, 400)}
     score["scoring_seconds"] = round(time.perf_counter() - begun, 2)
     write_atomic(run_dir / "score.json", json.dumps(score))
     if trained := _trained(run_dir / "train.json"):
@@ -145,7 +146,7 @@ def _trained(path: Path) -> dict[str, Any]:
     """The training record, {} if it cannot be read. It is not trusted: the score's keys override it."""
     try:
         record = json.loads(read_bytes(path, 1 << 20))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 

@@ -36,7 +36,7 @@ from lab.errors import INTERRUPTED, UserError
 from lab.files import ROOT, cache_root, register, write_atomic
 from lab.machine import hardware
 from lab.machine.fit import OUTGROWN, RULE_HOLDS_FOR, most_rows
-from lab.preset import from_dict, load, to_dict
+from lab.preset import from_dict, load, read_record, to_dict
 from lab.show import MINUTES, NORMAL, QUIET, VERBOSE, Reading, Training, examples, verbosity_options, working
 from lab.training import parallel
 from lab.training.clock import Clock
@@ -54,18 +54,6 @@ def recorded() -> dict[str, Any] | None:
     """Settings of this process: $AUTORESEARCH_SETTINGS if set, else what was prepared last, None without either."""
     path = Path(os.environ.get("AUTORESEARCH_SETTINGS") or current_path())
     return read_record(path, "`make prepare` writes a new one") if path.is_file() else None
-
-
-def read_record(path: Path, remedy: str) -> dict[str, Any]:
-    """Settings as written by `make prepare` or a night. Raises UserError for a damaged file."""
-    try:
-        record = json.loads(path.read_bytes())
-        minutes = record.get("minutes")
-        if minutes is not None and not 0 < minutes < math.inf:
-            raise ValueError
-        return record | {"preset": to_dict(from_dict(record["preset"])), "prepared": record["prepared"]}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is damaged; {remedy}") from None
 
 
 @cache

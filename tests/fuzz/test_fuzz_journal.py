@@ -183,11 +183,6 @@ NIGHT = a_night()
 LINES = "".join(json.dumps(record) + "\n" for record in NIGHT).encode()
 
 
-def names_file(error: UserError, path: Path) -> None:
-    is_short(error, 500)
-    assert str(error).startswith(f"{path}: ")
-
-
 def opened(content: bytes) -> None:
     """Read a journal with this content: it is refused in one line that names it, or everything works that reads it."""
     with tempfile.TemporaryDirectory() as folder:
@@ -196,7 +191,7 @@ def opened(content: bytes) -> None:
         try:
             journal = Journal(folder)
         except UserError as error:
-            names_file(error, path)
+            is_short(error, 500, f"{path}: ")
             return
         use(journal.state, Path(folder))
         found = report.collect(Path(folder))

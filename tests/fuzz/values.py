@@ -56,7 +56,8 @@ def mangled(draw: st.DrawFn, content: bytes) -> bytes:
     return content
 
 
-def is_short(error: BaseException, limit: int = 250) -> None:
-    """Check that an error's message is one printable line."""
+def is_short(error: BaseException, limit: int = 250, start: str = "") -> None:
+    """Check that an error's message is one printable line that starts with this text."""
+    assert str(error).startswith(start)
     assert str(error).isprintable()
     assert 0 < len(str(error)) <= limit
