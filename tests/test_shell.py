@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +20,9 @@ from terminal import Terminal, needs_tmux
 
 import agent_loop
 import prepare
+from lab.agents.briefing import brief
+from lab.interface import report
+from lab.loop.journal import Journal
 from lab.trial.sandbox import available
 
 needs_sandbox = pytest.mark.skipif(available() == "none", reason="no sandbox on this machine (install bubblewrap)")
@@ -183,6 +187,19 @@ def test_a_quiet_night_says_its_summary_alone(checkout, loud_night):
     quiet = run_loop(checkout, "loud", "-q", "--max-experiments", 0)
     assert [line.split()[0] for line in quiet.stdout.splitlines()[:4]] == ["loud:", "baseline", "incumbent", "noise"]
     assert (len(quiet.stdout.splitlines()), quiet.stderr) == (5, "")
+
+
+@needs_sandbox
+def test_a_nights_records_name_no_folder_user_or_machine(checkout, loud_night):
+    folder = checkout.folder / "nights" / "loud"
+    private = {str(checkout.folder.parent), str(Path.home()), sys.prefix, "u@localhost"}
+    private |= {name for name in [socket.gethostname()] if len(name) > 5}
+    texts = {name: (folder / name).read_text() for name in ("journal.jsonl", "results.tsv")}
+    texts["report.html"] = report.page(report.collect(folder), None)
+    texts["briefing.md"] = brief(Journal(folder).state, json.loads((folder / "settings.json").read_text()), "").render(
+        9000
+    )
+    assert [(name, text) for name in texts for text in private if text in texts[name]] == []
 
 
 @needs_sandbox

@@ -82,7 +82,7 @@ class View:
         yield "now", self.now()
         yield "verdicts", Group(*map(verdict, state.tried_out[-VERDICTS:])) if state.tried_out else "none yet"
         yield "night", self.pace()
-        yield "machine", str(recorded(state.condition)) if state.condition else "not measured yet"
+        yield "machine", one_line(str(recorded(state.condition))) if state.condition else "not measured yet"
 
     def incumbent(self) -> str:
         state = self.night.journal.state

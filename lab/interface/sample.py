@@ -21,15 +21,12 @@ from rich.text import Text
 
 from lab.data.shards import open_prepared
 from lab.data.tokens import Tokenizer
-from lab.errors import UserError
+from lab.errors import CONTROLS, UserError
 from lab.files import ROOT
 from lab.loop.branch import check_tag
 from lab.loop.journal import Journal, read
 from lab.preset import read_record
 
-CONTROLS = dict.fromkeys(
-    [*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\ufffd"
-)
 COLUMN = 40  # least width of a readable column, in characters
 
 Model = Callable[[np.ndarray], np.ndarray]  # (B, T) int32 tokens to (B, T, V) logits

@@ -32,8 +32,8 @@ import numpy as np
 
 from lab.data.batches import Batches
 from lab.data.shards import open_prepared
-from lab.errors import INTERRUPTED, UserError
-from lab.files import ROOT, cache_root, register, write_atomic
+from lab.errors import INTERRUPTED, UserError, printable
+from lab.files import ROOT, cache_root, register, without_places, write_atomic
 from lab.machine import hardware
 from lab.machine.fit import OUTGROWN, RULE_HOLDS_FOR, most_rows
 from lab.preset import from_dict, load, read_record, to_dict
@@ -288,8 +288,9 @@ def guarded(command: click.Command) -> None:
     try:
         command.main(standalone_mode=False)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {printable(error)}")
     except click.ClickException as error:
+        error.message = printable(error.message)
         error.show()
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
@@ -300,7 +301,7 @@ def guarded(command: click.Command) -> None:
         if isinstance(error, RuntimeError) and parallel.lost_peer(error):
             sys.exit(parallel.LOST_PEER)
         if isinstance(error, OSError) and (error.filename or error.errno):
-            sys.exit(f"error: {system_error(error)}")
+            sys.exit(f"error: {printable(system_error(error))}")
         if Path(sys.argv[0]).name != "train.py":  # whose bugs are the user's or the agent's
             report_bug()
         raise
@@ -323,7 +324,7 @@ def report_bug() -> None:
     details = f"{shlex.join(sys.argv)}\nPython {sys.version}, {platform.platform()}\n{traceback.format_exc()}"
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, details.encode(errors="replace"))
+        write_atomic(path, without_places(details).encode(errors="replace"))
     print(f"this is a bug; report it where you cloned this from (git remote -v) and attach {path}", file=sys.stderr)
 
 

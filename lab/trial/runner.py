@@ -19,7 +19,7 @@ from typing import Any
 
 from lab.data.shards import PARTS, open_prepared
 from lab.errors import UserError, one_line
-from lab.files import remove, write_atomic
+from lab.files import remove, without_places, write_atomic
 from lab.machine import hardware
 from lab.machine.condition import SLEPT_SECONDS, Condition, condition, invalid_reason, wait_reason
 from lab.show import silent
@@ -132,7 +132,7 @@ class Runner:
         full before the run: then the failure says nothing about the change."""
         self.check_data(PARTS)
         if self.free >= ROOM_BYTES or not FULL.search(reason):
-            return reason
+            return without_places(reason)  # it is sent to agents, and shown in the report
         for path in leftovers(run_dir):
             remove(path, self.folder)
         raise UserError(
