@@ -22,7 +22,7 @@ from typing import Any
 import click
 
 from lab.errors import UserError
-from lab.show import QUIET, VERBOSE, Bars, Finite, examples, silent, verbosity_options
+from lab.show import QUIET, VERBOSE, Bars, Finite, examples, outlast_reader, silent, verbosity_options
 from lab.training.run import DEFAULT_PRESET, current_path, execute, guarded, recorded, settings
 from lab.trial.sandbox import KINDS
 
@@ -68,6 +68,7 @@ def __getattr__(name: str) -> Any:
 @click.pass_context
 def command(context: click.Context, **options: Any) -> None:
     if context.invoked_subcommand is None:
+        outlast_reader()
         prepare(**options)
     elif any(context.get_parameter_source(name).name == "COMMANDLINE" for name in context.params):
         name = context.invoked_subcommand

@@ -101,6 +101,26 @@ def test_a_closed_pipe_ends_the_command_silently(checkout):
     assert done.stderr == ""
 
 
+CLOSED = {
+    ("agent_loop.py", "status", "--tag", "loud"): 0,
+    ("prepare.py", "clean"): 1,
+    ("prepare.py", "--help"): 1,
+    ("train.py", "--steps", 2, "-v", "--run-dir", "runs/piped"): 0,
+}
+
+
+@needs_sandbox
+@pytest.mark.parametrize("command", CLOSED, ids=lambda command: "-".join(map(str, command[:2])))
+def test_a_command_whose_output_nobody_reads_says_nothing_and_loses_no_result(checkout, loud_night, command):
+    line = f"{{ {shlex.join(checkout.command(*command))}; echo status=$? >&2; }} | true"
+    where = checkout.where()
+    where["env"].pop("PYTHONUNBUFFERED", None)  # what is buffered is written at the very end
+    done = subprocess.run(line, shell=True, **where, capture_output=True, text=True, timeout=100)
+    assert done.stderr == f"status={CLOSED[command]}\n"
+    if command[0] == "train.py":
+        assert json.loads((checkout.folder / "runs/piped/result.json").read_text())["val_bpb"] > 0
+
+
 # ---- Ctrl-C
 
 

@@ -37,7 +37,18 @@ from lab.files import ROOT, cache_root, register, without_places, write_atomic
 from lab.machine import hardware
 from lab.machine.fit import OUTGROWN, RULE_HOLDS_FOR, most_rows
 from lab.preset import from_dict, load, read_record, to_dict
-from lab.show import MINUTES, NORMAL, QUIET, VERBOSE, Reading, Training, examples, verbosity_options, working
+from lab.show import (
+    MINUTES,
+    NORMAL,
+    QUIET,
+    VERBOSE,
+    Reading,
+    Training,
+    examples,
+    outlast_reader,
+    verbosity_options,
+    working,
+)
 from lab.training import parallel
 from lab.training.clock import Clock
 
@@ -261,6 +272,7 @@ def execute(experiment: Callable[[Run], Any], source: str) -> None:
     def command(
         minutes: float | None, steps: int | None, seed: int | None, run_dir: Path | None, score: bool, verbosity: int
     ) -> None:
+        outlast_reader()  # minutes of training are not lost to `| head -1`
         record = recorded()
         if record is None:
             raise UserError("nothing is prepared yet; run `make prepare PRESET=offline` (no network) or another preset")
@@ -305,6 +317,18 @@ def guarded(command: click.Command) -> None:
         if Path(sys.argv[0]).name != "train.py":  # whose bugs are the user's or the agent's
             report_bug()
         raise
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """Write what is still buffered. If nobody reads it, end silently with status 1, as click does for a later write."""
+    try:
+        sys.stdout and sys.stdout.flush()
+    except BrokenPipeError:
+        with open(os.devnull, "wb") as null:
+            os.dup2(null.fileno(), sys.stdout.fileno())  # Python flushes it once more
+        sys.exit(1)
 
 
 def system_error(error: OSError) -> str:
