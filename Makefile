@@ -43,7 +43,7 @@ AGENT_FLAGS := $(VERBOSITY) $(if $(PRESET),--preset $(call quote,$(PRESET))) $(i
 COMPILE := uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	--no-annotate --extra dev
 
-.PHONY: help setup prepare fit train agent suggest skip confirm status report score sample doctor evidence clean-cache clean-runs test bench lint format lock clean
+.PHONY: help setup prepare fit train agent suggest skip confirm status report score sample doctor evidence clean-cache clean-runs test fuzz bench lint format lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -117,6 +117,9 @@ clean-runs: $(READY)  ## list checkpoints; NAMES='...' removes these, ALL=1 all 
 
 test: $(READY)  ## run the tests, about ten minutes (ARGS='tests/scoring/test_score.py -x')
 	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+
+fuzz: $(READY)  ## feed random input to everything that reads files or answers, for about half an hour (ARGS='-k preset')
+	@$(PY) -m pytest -n 2 --dist loadfile tests/fuzz --hypothesis-profile=long $(ARGS)
 
 bench: $(READY)  ## measure a step, data, scoring and a night; writes benchmarks/out/bench.json (ARGS='step --rounds 9')
 	@$(PY) benchmarks/bench.py $(ARGS)

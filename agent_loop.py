@@ -43,10 +43,10 @@ from lab.loop.journal import Journal
 from lab.loop.proposal import Proposal, check
 from lab.loop.session import NIGHTS, existing, held, latest_tag, open_night
 from lab.loop.source import Rejected, fingerprint, nodes
-from lab.loop.stop import Until, stopper
+from lab.loop.stop import Until, end_calmly, stopper
 from lab.loop.suggestions import Suggestion, Suggestions, ask_to_skip, read, skip_reason
 from lab.preset import from_dict
-from lab.show import QUIET, examples, log, silent, verbosity_options
+from lab.show import QUIET, examples, log, outlast_reader, silent, verbosity_options
 from lab.training.run import guarded
 from lab.trial.curve import read_curve
 from lab.trial.runner import Measured, Skipped
@@ -346,7 +346,8 @@ def applied(suggestion: Suggestion, folder: Path, state: State) -> None:
 
 @click.group(help="Run a night of experiments, try a change of your own, and see the results.")
 def command() -> None:
-    pass
+    outlast_reader()
+    end_calmly()
 
 
 @command.command(
@@ -401,11 +402,17 @@ def try_command(message: str, tag: str | None, rigor: str, **options: Any) -> No
     with held(folder):
         edited = session.read_edit(edited_file)
         night = Night(folder, *open_night(folder, **options), rigor)
-        night.go(0)  # the baseline, and anything a kill left unfinished
-        if edited in (None, night.branch.source(night.journal.state.head())):
-            raise UserError(f"{edited_file} is unchanged; edit it, then run this again")
-        night.agent = External(edited, message, night.settings, edited_file)
-        night.go(1, final=False)
+        try:
+            night.go(0)  # the baseline, and anything a kill left unfinished
+            if edited in (None, night.branch.source(night.journal.state.head())):
+                raise UserError(f"{edited_file} is unchanged; edit it, then run this again")
+            night.agent = External(edited, message, night.settings, edited_file)
+            night.go(1, final=False)
+        except (KeyboardInterrupt, UserError):
+            pending = night.journal.state.pending
+            if edited and not (pending and night.branch.source(pending.commit) == edited):
+                edited_file.write_text(edited, encoding="utf-8")  # not committed: the same command tries it again
+            raise
         done = night.journal.state.experiments[-1]
         print(f"{done.status}: {done.reason or done.title}")
         print(summary(night))

@@ -24,7 +24,7 @@ import click
 
 from lab.data.shards import HELD_OUT
 from lab.errors import UserError
-from lab.show import MINUTES, QUIET, VERBOSE, Bars, Finite, examples, silent, verbosity_options
+from lab.show import MINUTES, QUIET, VERBOSE, Bars, Finite, examples, outlast_reader, silent, verbosity_options
 from lab.training.run import DEFAULT_PRESET, current_path, execute, guarded, recorded, settings
 from lab.trial.sandbox import KINDS
 
@@ -70,6 +70,7 @@ def __getattr__(name: str) -> Any:
 @click.pass_context
 def command(context: click.Context, **options: Any) -> None:
     if context.invoked_subcommand is None:
+        outlast_reader()
         prepare(**options)
     elif any(context.get_parameter_source(name).name == "COMMANDLINE" for name in context.params):
         name = context.invoked_subcommand

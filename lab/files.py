@@ -22,6 +22,15 @@ def cache_root() -> Path:
         raise UserError("no home folder is known; set AUTORESEARCH_CACHE to a folder") from None
 
 
+def without_places(text: str) -> str:
+    """`text` without the paths of this checkout, the cache and the home folder: they often name the user."""
+    home = os.path.expanduser("~")
+    for place, short in ((ROOT, "."), (os.environ.get("AUTORESEARCH_CACHE"), "cache"), (home, "~")):
+        for path in {str(place), os.path.realpath(place)} - {"/", "~"} if place else ():
+            text = text.replace(path, short)
+    return text
+
+
 def make_cache() -> None:
     """Make the cache folder. Raises UserError when that is not possible."""
     try:

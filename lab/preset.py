@@ -7,18 +7,21 @@ machine. Unknown keys, wrong types and invalid values raise a UserError that nam
 """
 
 import dataclasses
+import json
 import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from lab.errors import UserError
+from lab.errors import UserError, one_line
 from lab.files import ROOT
 
 FOLDER = ROOT / "presets"
 BYTES_VOCAB = 256  # a vocabulary of this size is raw bytes: 256 byte tokens plus the special one, nothing trained
 BACKENDS = ("cpu", "metal", "cuda")
+LONGEST_MINUTES = 7 * 24 * 60 + 1  # of a run: a week
+LARGEST = 2**63  # of any integer, as in TOML
 DTYPES = ("float32", "bfloat16", "float16")
 SETTINGS = ("model", "batch", "optimizer")  # sections whose keys train.py reads as SETTINGS
 TIERED = (*SETTINGS, "tokenizer")  # sections that a hardware tier may set
@@ -136,13 +139,13 @@ def names(folder: Path = FOLDER) -> list[str]:
 
 def load(name: str, folder: Path = FOLDER) -> Preset:
     """The preset `name` as written, without a tier. Raises UserError if it is missing or invalid."""
+    if name not in names(folder):
+        raise UserError(f"no preset {one_line(repr(name), 80)} in presets/; choose one of: {', '.join(names(folder))}")
     path = folder / f"{name}.toml"
-    if not path.is_file():
-        raise UserError(f"no preset {name!r} in presets/; choose one of: {', '.join(names(folder))}")
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"presets/{path.name} is not valid TOML ({error}); fix that line") from None
+    except (ValueError, RecursionError) as error:  # tomllib raises more than its own error
+        raise UserError(f"presets/{path.name} is not valid TOML ({one_line(error)}); fix that line") from None
     where = f"presets/{path.name}"
     _check_keys(where, content, [*SECTIONS, "hardware"])
     parts = {key: _section(where, key, kind, content.get(key, {})) for key, kind in SECTIONS.items()}
@@ -189,6 +192,23 @@ def from_dict(values: dict[str, Any]) -> Preset:
 def to_dict(preset: Preset) -> dict[str, Any]:
     """A record of a preset for JSON files, without its tiers."""
     return {"name": preset.name} | {key: dataclasses.asdict(getattr(preset, key)) for key in SECTIONS}
+
+
+def read_record(path: Path, remedy: str, of_run: bool = False) -> dict[str, Any]:
+    """Settings as written by `make prepare`, or by a night and a run (`of_run`), which add the minutes.
+
+    Raises UserError for a damaged file."""
+    try:
+        record = {"tier": None, "fit": None, "steps": None, "seed": 0} | json.loads(path.read_bytes())
+        preset = from_dict(record["preset"])
+        validate(preset, "preset")
+        minutes = record["minutes"] if of_run else record.get("minutes") or 1.0
+        kinds = {"tier": str | None, "fit": dict | None, "steps": int | None, "seed": int, "prepared": str}
+        if all(isinstance(record[key], kind) for key, kind in kinds.items()) and 0 < minutes < LONGEST_MINUTES:
+            return record | {"preset": to_dict(preset)}
+    except (ValueError, KeyError, TypeError, RecursionError, UserError):
+        pass
+    raise UserError(f"{path} is damaged; {remedy}") from None
 
 
 def validate(preset: Preset, where: str) -> None:
@@ -276,13 +296,13 @@ def _tier(where: str, number: int, entry: dict[str, Any]) -> Tier:
     allowed = {f.name: f.type for part in TIERED for f in dataclasses.fields(SECTIONS[part])}
     for key in changes:
         if key not in allowed:
-            raise UserError(f"{where}: sets {key!r}; a tier may set only {', '.join(allowed)}")
+            raise UserError(f"{where}: sets {one_line(repr(key), 80)}; a tier may set only {', '.join(allowed)}")
     for key, value in when.items():
         if key == "backend" and value not in BACKENDS:
-            raise UserError(f"{where}: backend must be one of {', '.join(BACKENDS)}, not {value!r}")
+            raise UserError(f"{where}: backend must be one of {', '.join(BACKENDS)}, not {one_line(repr(value), 80)}")
         is_range = isinstance(value, list) and len(value) == 2 and all(isinstance(v, int | float) for v in value)
         if key != "backend" and not (is_range and value[0] < value[1]):
-            raise UserError(f"{where}: {key} must be [low, high] with low < high, not {value!r}")
+            raise UserError(f"{where}: {key} must be [low, high] with low < high, not {one_line(repr(value), 80)}")
     return Tier(when, {key: _typed(where, key, allowed[key], value) for key, value in changes.items()})
 
 
@@ -304,10 +324,13 @@ def _check_keys(where: str, values: dict[str, Any], known: list[str]) -> None:
         if key not in known:
             close = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
-            raise UserError(f"{where}: unknown key {key!r}; {hint}")
+            raise UserError(f"{where}: unknown key {one_line(repr(key), 80)}; {hint}")
 
 
 def _typed(where: str, key: str, kind: Any, value: Any) -> Any:
+    numbers = value if isinstance(value, list | tuple) else (value,)
+    if any(type(number) is int and abs(number) >= LARGEST for number in numbers):
+        raise UserError(f"{where}: {key} must be below 2^63")
     if get_origin(kind) is tuple:
         inner = get_args(kind)[0]
         if isinstance(value, list | tuple) and all(type(item) is inner for item in value):
@@ -318,5 +341,6 @@ def _typed(where: str, key: str, kind: Any, value: Any) -> Any:
     if kind is float and type(value) is float and not math.isfinite(value):
         raise UserError(f"{where}: {key} must be a finite number, not {value}")
     if type(value) is not kind:
-        raise UserError(f"{where}: {key} must be {kind.__name__}, not {type(value).__name__} {value!r}")
+        shown = one_line(repr(value), 80)
+        raise UserError(f"{where}: {key} must be {kind.__name__}, not {type(value).__name__} {shown}")
     return value

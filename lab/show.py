@@ -3,7 +3,10 @@
 One setting, `verbosity`, controls the amount of output of every long command: QUIET, NORMAL or VERBOSE.
 """
 
+import errno
+import io
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -66,6 +69,36 @@ def silent(line: str) -> None:
     """A replacement for `log` that prints nothing."""
 
 
+def outlast_reader(lost: Callable[[str], Any] = silent) -> None:
+    """From now on output that nobody reads any more is dropped, instead of ending the command. `lost` is told once."""
+    sys.stdout, sys.stderr = (stream and _lasting(stream, lost) for stream in (sys.stdout, sys.stderr))
+
+
+def _lasting(stream: TextIO, lost: Callable[[str], Any]) -> TextIO:
+    raw = io.BufferedWriter(_Lasting(stream.fileno(), lost))
+    return io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=True)
+
+
+class _Lasting(io.FileIO):
+    """An output that becomes /dev/null when its terminal or its reader is gone. A lost reader is told to `lost`."""
+
+    def __init__(self, descriptor: int, lost: Callable[[str], Any]) -> None:
+        super().__init__(descriptor, "w", closefd=False)
+        self.lost = lost
+
+    def write(self, data: bytes) -> int | None:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            if error.errno == errno.EPIPE:
+                self.lost("nobody reads the output")
+        with open(os.devnull, "wb") as null:
+            os.dup2(null.fileno(), self.fileno())
+        return len(data)
+
+
 def live_console(stream: TextIO) -> Console | None:
     """A console that can be repainted in place; None for files and dumb terminals, whatever FORCE_COLOR is."""
     console = Console(file=stream, markup=False, emoji=False)
@@ -95,8 +128,8 @@ class Bars:
 
     Use it as a context manager. Call it with (label, bytes done, total bytes); a total of 0 means unknown."""
 
-    def __init__(self, stream: TextIO = sys.stderr, quiet: bool = False):
-        self.stream, self.quiet = stream, quiet
+    def __init__(self, stream: TextIO | None = None, quiet: bool = False):
+        self.stream, self.quiet = stream or sys.stderr, quiet
         self.tasks: dict[str, int] = {}
         self.last: dict[str, float] = {}
         columns = (
@@ -106,7 +139,7 @@ class Bars:
             TransferSpeedColumn(),
             TimeRemainingColumn(),
         )
-        console = None if quiet else live_console(stream)
+        console = None if quiet else live_console(self.stream)
         self.progress = Progress(*columns, console=console) if console else None
 
     def __enter__(self) -> "Bars":
@@ -169,9 +202,9 @@ class Training:
     On a terminal it repaints in place; elsewhere it prints a line every LOG_SECONDS. Verbose prints every reading,
     quiet none."""
 
-    def __init__(self, verbosity: int = NORMAL, stream: TextIO = sys.stdout):
-        self.verbosity, self.stream = verbosity, stream
-        console = live_console(stream) if verbosity == NORMAL else None
+    def __init__(self, verbosity: int = NORMAL, stream: TextIO | None = None):
+        self.verbosity, self.stream = verbosity, stream or sys.stdout
+        console = live_console(self.stream) if verbosity == NORMAL else None
         self.live = Live(console=console, auto_refresh=False) if console else None
         self.interval = LIVE_SECONDS if console else 0.0 if verbosity == VERBOSE else LOG_SECONDS
         self.last, self.latest = float("-inf"), None

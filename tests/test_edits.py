@@ -1,6 +1,8 @@
 """An edit of a night's train.py, by a person or a coding agent, is judged, refused in one line or saved: never lost."""
 
+import os
 import re
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 from checkout import Checkout, run_loop
 from conftest import refusal
+from processes_left import MARK, needs_proc, none_left
 
 from lab.trial.sandbox import available
 
@@ -85,3 +88,36 @@ def test_a_cut_try_does_not_lose_the_next_edit(checkout, path):
     done = run_loop(checkout, "edits", "--max-experiments", 0, "--rigor", "none")
     assert edit in saved(checkout)
     assert "the edit is saved as " in done.stdout
+
+
+@needs_proc
+@pytest.mark.parametrize(("phase", "number"), [("preflight", signal.SIGTERM), ("scoring", signal.SIGHUP)])
+def test_a_try_that_is_ended_keeps_its_edit_and_leaves_no_process(checkout, path, phase, number, tmp_path):
+    value = {"preflight": b"0.043", "scoring": b"0.047"}[phase]
+    edit = re.sub(rb"FINAL_LR = \S+", b"FINAL_LR = " + value, path.read_bytes())
+    path.write_bytes(edit)
+    runs, known = path.parents[1] / "runs", len(checkout.night("edits").state.experiments)
+    begun = {"preflight": runs / "preflight" / "run.log", "scoring": runs / f"e{known:04d}-r1" / "score.log"}[phase]
+    begun.unlink(missing_ok=True)
+    where = checkout.where()
+    where["env"] |= {MARK: str(tmp_path)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(checkout.command(*TRY), **where, **pipes) as ended:
+        until = time.monotonic() + 100
+        while not begun.exists():
+            assert ended.poll() is None, ended.stderr.read()
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        os.kill(ended.pid, number)
+        printed, errors = ended.communicate(timeout=30)
+    assert (ended.returncode, errors.splitlines()[-1]) == (130, "stopped")
+    assert none_left(tmp_path)
+    assert saved(checkout)[-1] == edit
+    assert "the edit is saved as " in printed
+    pending = checkout.night("edits").state.pending
+    if phase == "preflight":
+        assert path.read_bytes() == edit  # the same command tries it again
+    else:
+        assert pending.edit["values"] == {"FINAL_LR": float(value)}
+        run_loop(checkout, "edits", "--max-experiments", 0, "--rigor", "none")
+        assert checkout.night("edits").state.experiments[pending.id].status in ("keep", "discard")

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +20,9 @@ from terminal import Terminal, needs_tmux
 
 import agent_loop
 import prepare
+from lab.agents.briefing import brief
+from lab.interface import report
+from lab.loop.journal import Journal
 from lab.trial.sandbox import available
 
 needs_sandbox = pytest.mark.skipif(available() == "none", reason="no sandbox on this machine (install bubblewrap)")
@@ -95,6 +99,26 @@ def test_a_closed_pipe_ends_the_command_silently(checkout):
     done = subprocess.run(f"{line} | head -1", shell=True, **checkout.where(), capture_output=True, text=True)
     assert done.stdout.startswith("ok       machine")
     assert done.stderr == ""
+
+
+CLOSED = {
+    ("agent_loop.py", "status", "--tag", "loud"): 0,
+    ("prepare.py", "clean"): 1,
+    ("prepare.py", "--help"): 1,
+    ("train.py", "--steps", 2, "-v", "--run-dir", "runs/piped"): 0,
+}
+
+
+@needs_sandbox
+@pytest.mark.parametrize("command", CLOSED, ids=lambda command: "-".join(map(str, command[:2])))
+def test_a_command_whose_output_nobody_reads_says_nothing_and_loses_no_result(checkout, loud_night, command):
+    line = f"{{ {shlex.join(checkout.command(*command))}; echo status=$? >&2; }} | true"
+    where = checkout.where()
+    where["env"].pop("PYTHONUNBUFFERED", None)  # what is buffered is written at the very end
+    done = subprocess.run(line, shell=True, **where, capture_output=True, text=True, timeout=100)
+    assert done.stderr == f"status={CLOSED[command]}\n"
+    if command[0] == "train.py":
+        assert json.loads((checkout.folder / "runs/piped/result.json").read_text())["val_bpb"] > 0
 
 
 # ---- Ctrl-C
@@ -183,6 +207,19 @@ def test_a_quiet_night_says_its_summary_alone(checkout, loud_night):
     quiet = run_loop(checkout, "loud", "-q", "--max-experiments", 0)
     assert [line.split()[0] for line in quiet.stdout.splitlines()[:4]] == ["loud:", "baseline", "incumbent", "noise"]
     assert (len(quiet.stdout.splitlines()), quiet.stderr) == (5, "")
+
+
+@needs_sandbox
+def test_a_nights_records_name_no_folder_user_or_machine(checkout, loud_night):
+    folder = checkout.folder / "nights" / "loud"
+    private = {str(checkout.folder.parent), str(Path.home()), sys.prefix, "u@localhost"}
+    private |= {name for name in [socket.gethostname()] if len(name) > 5}
+    texts = {name: (folder / name).read_text() for name in ("journal.jsonl", "results.tsv")}
+    texts["report.html"] = report.page(report.collect(folder), None)
+    texts["briefing.md"] = brief(Journal(folder).state, json.loads((folder / "settings.json").read_text()), "").render(
+        9000
+    )
+    assert [(name, text) for name in texts for text in private if text in texts[name]] == []
 
 
 @needs_sandbox

@@ -31,7 +31,7 @@ MAX_ANSWER = 200_000  # characters; a longer answer repeats itself
 MAX_PAIRS = 8  # search/replace pairs of one proposal
 REASON = {"type": "string", "maxLength": 160}
 THINKING = re.compile(r"<(think|thinking)>.*?(</\1>|\Z)", re.DOTALL)
-FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
+OPENS, CLOSES = re.compile(r"[ \t]*```[^`]*"), re.compile(r"[ \t]*```[ \t]*")  # whole lines around a block
 
 Menu = Mapping[str, Sequence[Any]]
 
@@ -102,7 +102,7 @@ def _pick(text: str, source: str, settings: Mapping[str, Any], menu: Menu) -> tu
 
 def _define(text: str, source: str, settings: Mapping[str, Any], menu: Menu) -> tuple[str, str]:
     """The one definition in the answer's fenced code, and the prose before it as the reason."""
-    blocks = FENCE.findall(text)
+    blocks = _fenced(text)
     if not blocks and "```" in text:
         raise Rejected("the fenced block is cut off")
     if len(blocks) > 1:
@@ -115,6 +115,20 @@ def _define(text: str, source: str, settings: Mapping[str, Any], menu: Menu) -> 
     if named[0] not in menu:
         raise Rejected(f"replaces {one_line(named[0], 60)}, which was not requested")
     return replace_definition(source, named[0], code), text.partition("```")[0] if blocks else ""
+
+
+def _fenced(text: str) -> list[str]:
+    """The fenced blocks that are closed. Line by line: a search would take time quadratic in the open ones."""
+    blocks, block = [], None
+    for line in text.split("\n"):
+        if block is None:
+            block = "" if OPENS.fullmatch(line) else None
+        elif CLOSES.fullmatch(line):
+            blocks.append(block)
+            block = None
+        else:
+            block += f"{line}\n"
+    return blocks
 
 
 def _replace(text: str, source: str, settings: Mapping[str, Any], menu: Menu) -> tuple[str, str]:

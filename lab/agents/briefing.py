@@ -126,8 +126,8 @@ class Briefing:
         )
 
     def _failures(self, room: int) -> str:
-        parts = [f"## The last failure\n{_cut(self.last_failure, min(room, 1500))}"] if self.last_failure else []
-        parts += [f"## Your last proposal was refused\n{self.refused[:300]}"] if self.refused else []
+        parts = [f"## The last failure\n{_cut(one_line(self.last_failure, 1500), room)}"] if self.last_failure else []
+        parts += [f"## Your last proposal was refused\n{one_line(self.refused, 300)}"] if self.refused else []
         return "\n\n".join(parts)
 
     def _near_misses(self) -> str:

@@ -18,7 +18,6 @@ class External:
 
     def propose(self, briefing: Briefing) -> Proposal:
         if briefing.attempt:
-            self.path.write_text(self.source, encoding="utf-8")
             raise UserError(f"refused: {briefing.refused}; fix {self.path} and try again")
         edit = describe(self.source, briefing.source, self.settings)
         return Proposal(self.source, self.message, self.name, edit)

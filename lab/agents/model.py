@@ -17,7 +17,7 @@ from typing import Any
 from lab.agents.answers import FORMS, Menu, NoAnswer, parse_answer, schema
 from lab.agents.briefing import BYTES_PER_TOKEN, Briefing, NoProposal, Tried
 from lab.agents.server import GRAMMAR, Model, ModelServer, Refused, Unusable
-from lab.errors import UserError
+from lab.errors import UserError, one_line
 from lab.loop.proposal import REQUIRED, Proposal
 from lab.loop.source import Rejected, definition, is_definition, parse
 from lab.machine.hardware import describe
@@ -260,7 +260,7 @@ def _menu_prompt(briefing: Briefing, menu: Menu, room: int) -> str:
     """Briefing, menu and question; the constants stand in the menu, so the code is left out."""
     block = briefing.constants()
     lines = [
-        f"{name} = {block[name].value!r} now ({block[name].comment}). Menu: {', '.join(map(repr, values))}"
+        f"{name} = {block[name].value!r} now ({one_line(block[name].comment)}). Menu: {', '.join(map(repr, values))}"
         for name, values in menu.items()
     ]
     tail = "\n".join(["## Menu", *lines, "", ASK["menu"]])

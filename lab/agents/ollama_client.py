@@ -150,21 +150,22 @@ class Server(ModelServer):
     def _listed(self) -> dict[str, dict[str, Any]]:
         """/api/tags by name."""
         entries = self.control.answer("GET", "/api/tags")["models"] or []
-        return {entry.get("model") or entry["name"]: entry for entry in entries}
+        named = {str(entry.get("model") or entry["name"]): entry for entry in entries}
+        return {name: entry for name, entry in named.items() if name.isprintable()}
 
     def _model(self, name: str, entry: Mapping[str, Any]) -> Model:
         """A model from its entry in /api/tags and what /api/show adds."""
         shown = self.control.answer("POST", "/api/show", model=name)
         info = shown.get("model_info") or {}
-        contexts = [v for key, v in info.items() if key.endswith(".context_length") and isinstance(v, int)]
-        counted = info.get("general.parameter_count")
+        contexts = [_count(value) for key, value in info.items() if key.endswith(".context_length")]
+        counted = _count(info.get("general.parameter_count"))
         label = (shown.get("details") or {}).get("parameter_size")
         abilities = shown.get("capabilities")
-        size = entry.get("size") or 0
+        size = _count(entry.get("size"))
         return Model(
             name=name,
             bytes=size,
-            parameters=counted / 1e9 if isinstance(counted, int) else billions(label or ""),
+            parameters=counted / 1e9 if counted else billions(label or ""),
             context=max(contexts, default=0),
             thinks="thinking" in (abilities or ()),
             completes=abilities is None or "completion" in abilities,
@@ -204,6 +205,11 @@ class Server(ModelServer):
                 raise self._meaning(error.status, str(error), model) from None
             except ollama.ResponseError as error:
                 raise self._meaning(error.status_code, str(error.error), model) from None
+
+
+def _count(value: Any) -> int:
+    """A number of bytes, tokens or parameters; 0 for anything else."""
+    return value if type(value) is int and 0 <= value < 2**63 else 0
 
 
 def _host(entry: Mapping[str, Any]) -> str:

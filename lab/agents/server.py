@@ -9,6 +9,7 @@ per experiment, without waiting, until it is back.
 
 import contextlib
 import ipaddress
+import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +32,7 @@ LONGEST_PAUSE = 30.0  # seconds between two tries while the server is away
 PORTS = {"http": 80, "https": 443}
 GRAMMAR = re.compile(r"grammar|schema|format|repetition", re.IGNORECASE)  # in errors of status 400 and 500
 MISSING = re.compile(r"model\b.*\bnot (found|exist)", re.IGNORECASE | re.DOTALL)
+PAGE = 10_000  # characters of an error page that are searched for its title
 TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 
 T = TypeVar("T")
@@ -182,14 +184,14 @@ class ModelServer:
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
             reason = one_line(str(error), 100).partition(". ")[0]
             raise Unavailable(reason or type(error).__name__) from None
-        except (ValueError, LookupError, AttributeError, TypeError) as error:
+        except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
             raise Foreign(f"the program there does not use {self.title}'s protocol ({type(error).__name__})") from None
 
     def _meaning(self, status: int, text: str, model: str) -> Exception:
         """A useless answer by its status (-1: in the middle of a stream) and its error or body, as an exception of
         ours."""
         page = text.lstrip().startswith("<")
-        title = TITLE.search(text)
+        title = TITLE.search(text[:PAGE])
         reason = one_line(title[1] if title else text, 160)
         if model and status == 404 and MISSING.search(text):
             return UserError(self.missing(model))
@@ -226,5 +228,6 @@ def billions(label: str) -> float:
     """A number of parameters in billions: "7.6B", "494.03M"; 0 when it is something else."""
     with contextlib.suppress(ValueError):
         if label[-1:].upper() in ("B", "M"):
-            return float(label[:-1]) / (1 if label[-1:].upper() == "B" else 1000)
+            number = float(label[:-1]) / (1 if label[-1:].upper() == "B" else 1000)
+            return number if 0 <= number < math.inf else 0.0
     return 0.0

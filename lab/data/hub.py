@@ -91,8 +91,13 @@ def _complete(folder: Path, progress: Progress) -> dict[str, Any] | None:
     path = folder / "manifest.json"
     if not path.exists():
         return None
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    shards = [(folder / shard["name"], shard["sha256"]) for shard in manifest["val"] + manifest["train"]]
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        shards = [(folder / shard["name"], shard["sha256"]) for shard in manifest["val"] + manifest["train"]]
+        if "identity" not in manifest or any(shard.parent != folder for shard, _ in shards):
+            return None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
     damaged = [shard for shard, digest in shards if not shard.exists() or sha256(shard) != digest]
     for shard in damaged:
         progress(f"{shard.name} is damaged: fetching it again", 0, 0)

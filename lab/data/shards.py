@@ -18,6 +18,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -44,6 +45,8 @@ SHARD_BYTES = 8 * 2**20  # UTF-8 bytes of text per shard
 SAMPLE_BYTES = 8_000_000  # of text that the tokenizer is trained on
 ENCODE_DOCUMENTS = 512  # documents per call to the tokenizer library
 
+NAMES = re.compile(r"train-\d+\.npy|(val|test)\.npy|tokenizer\.json")  # of the files
+NO_COUNTS = {"documents": 0, "bytes": 0, "tokens": 0}
 PARTS = ("train", "val", "tokenizer")  # of a manifest; an experiment opens only train and cannot read the held-out text
 HELD_OUT = ("val", "test")
 
@@ -117,12 +120,23 @@ def _manifest(folder: Path) -> dict[str, Any]:
     """The manifest of `folder`. Raises UserError if it is damaged."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        listed = [*manifest["train"], manifest["val"], manifest["tokenizer"]]
-        if all({"name", "sha256"} <= entry.keys() for entry in listed) and "val_text_sha256" in manifest:
+        for entry in (*manifest["train"], manifest["val"], NO_COUNTS | manifest["tokenizer"]):
+            _shard(entry)
+        numbers = [manifest["vocab_size"], *(manifest["totals"][key] for key in NO_COUNTS)]
+        if all(type(number) is int for number in numbers) and isinstance(manifest["val_text_sha256"], str):
             return manifest
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         pass
     raise UserError(f"damaged in {folder}: manifest.json; `make prepare` rebuilds it")
+
+
+def _shard(entry: Any) -> Shard:
+    """The entry of a file as it is recorded. Raises ValueError or TypeError if it is damaged."""
+    shard = Shard(**entry)
+    counts = all(type(number) is int and 0 <= number < 2**63 for number in shard[1:4])
+    if not counts or not NAMES.fullmatch(shard.name) or not isinstance(shard.sha256, str):
+        raise ValueError("damaged")
+    return shard
 
 
 def prepare(preset: Preset, corpus: "Corpus", progress: Progress) -> tuple[Prepared, list[str]]:
@@ -301,10 +315,10 @@ def _finished_shards(folder: Path) -> dict[str, Shard]:
     """Whole shards of an interrupted preparation. Incomplete lines and damaged files are skipped and done again."""
     done: dict[str, Shard] = {}
     path = folder / "shards.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
-            shard = Shard(**json.loads(line))
-        except (json.JSONDecodeError, TypeError):
+            shard = _shard(json.loads(line))
+        except (ValueError, TypeError, RecursionError):
             continue
         file = folder / shard.name
         if file.is_file() and sha256(file) == shard.sha256:

@@ -22,7 +22,7 @@ from lab.loop.confirm import confirmed
 from lab.loop.history import Experiment
 from lab.loop.stop import Until
 from lab.loop.suggestions import Suggestions
-from lab.machine.condition import Condition
+from lab.machine.condition import recorded
 from lab.show import QUIET, WIDEST, bar, live_console, minutes
 from lab.trial.crash import read_steps
 
@@ -87,7 +87,7 @@ class View:
             yield "next", one_line(f"suggested: {waiting[0].text}{more}")
         yield "verdicts", Group(*map(verdict, state.tried_out[-VERDICTS:])) if state.tried_out else "none yet"
         yield "night", self.pace()
-        yield "machine", str((state.condition and Condition(**state.condition)) or "not measured yet")
+        yield "machine", one_line(str(recorded(state.condition))) if state.condition else "not measured yet"
 
     def incumbent(self) -> str:
         state = self.night.journal.state

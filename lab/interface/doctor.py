@@ -21,7 +21,7 @@ from typing import Any, Literal
 from rich.text import Text
 
 from lab import network, preset
-from lab.errors import INTERRUPTED, UserError
+from lab.errors import INTERRUPTED, UserError, printable
 from lab.files import ROOT, cache_root
 from lab.interface import housekeeping
 from lab.machine import hardware
@@ -360,5 +360,5 @@ def as_json(findings: list[Finding]) -> str:
 
 def as_text(finding: Finding) -> Text:
     """One line, and a second one with the fix."""
-    text = Text.assemble((f"{finding.level:8}", STYLES[finding.level]), f" {finding.about:14} {finding.message}")
-    return text.append(f"\n{'':23} -> {finding.fix}" if finding.fix else "")
+    shown = (f"{finding.level:8}", STYLES[finding.level]), f" {finding.about:14} {printable(finding.message)}"
+    return Text.assemble(*shown).append(f"\n{'':23} -> {printable(finding.fix)}" if finding.fix else "")

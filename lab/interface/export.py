@@ -18,7 +18,7 @@ from tokenizers.processors import TemplateProcessing
 
 from lab import MOVED
 from lab.data.tokens import BOS, Tokenizer
-from lab.errors import UserError
+from lab.errors import UserError, one_line
 from lab.files import ROOT
 from lab.interface.sample import records, result
 from lab.loop.source import constants
@@ -177,10 +177,15 @@ def header(weights: Path) -> list[dict[str, Any]]:
         return [tensor for name, tensor in json.loads(file.read(size)).items() if name != "__metadata__"]
 
 
+def title(name: str) -> str:
+    """The name of a folder, which may hold any bytes, as a heading."""
+    return one_line(name) or "Exported model"
+
+
 def readme(name: str, config: dict[str, Any], weights: Path, tokenizer: Tokenizer) -> str:
     is_scored, tensors = config["val_bpb"] is not None, header(weights)
     return README.format(
-        name=name,
+        name=title(name),
         score=f"val_bpb {config['val_bpb']:.6f} bits per byte, task `{config['task']}`.\n"
         if is_scored
         else "Not scored.\n",

@@ -132,7 +132,7 @@ def _prepared(record: Path) -> Path | None:
     """The prepared folder that a settings.json names."""
     try:
         return Path(json.loads(record.read_text(encoding="utf-8"))["prepared"]).resolve()
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

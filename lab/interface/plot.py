@@ -2,6 +2,7 @@
 
 import io
 import os
+import warnings
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -26,7 +27,9 @@ def picture(state: State, name: str, dark: bool = False, narrow: bool = False) -
     from matplotlib.figure import Figure
 
     colours = COLOURS[dark]
-    with matplotlib.style.context("dark_background" if dark else "default", after_reset=True):  # ignores matplotlibrc
+    style = matplotlib.style.context("dark_background" if dark else "default", after_reset=True)  # ignores matplotlibrc
+    with style, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a hypothesis in letters that the font lacks
         figure = Figure(figsize=(4.5, 4) if narrow else (11, 5), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
@@ -58,7 +61,8 @@ def picture(state: State, name: str, dark: bool = False, narrow: bool = False) -
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.legend(frameon=False, loc="upper right")
         axes.set(xlabel="experiment", ylabel="val_bpb" if narrow else "val_bpb ± standard error")
-        axes.set_title(f"{name}: {len(state.tried_out)} experiments, {max(0, len(kept) - 1)} kept")
+        title = f"{name}: {len(state.tried_out)} experiments, {max(0, len(kept) - 1)} kept"
+        axes.set_title(title, parse_math=False)
         axes.spines[["top", "right"]].set_visible(False)
         if not narrow:
             _label(axes, measured, kept)

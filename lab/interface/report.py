@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from lab.errors import UserError
+from lab.errors import UserError, one_line, visible
 from lab.files import ROOT, write_atomic
 from lab.interface.plot import count, picture, short
 from lab.loop.confirm import Gain, confirmed
@@ -32,7 +32,7 @@ from lab.trial.sandbox import available
 TEMPLATE = Path(__file__).with_suffix(".html")
 WATCH_SECONDS = 60  # between reloads of a watched page
 CURVE_POINTS = 60  # of one loss curve
-DIFF_LINES = 120  # shown of one experiment
+DIFF_LINES, DIFF_CHARS = 120, 500  # shown of one experiment, and of each line
 PROMPTS = ("Once upon a time", "One day, Lily found", "The dog was sad because")
 STORY_TOKENS = 120
 
@@ -189,6 +189,11 @@ def headline(state: State) -> str:
     return f"Confirmed with {count(found.pairs, 'new seed')}: a gain of {found.gain} bits per byte{new_text}. "
 
 
+def _escaped(text: str) -> str:
+    """A text of a model, file or person as HTML."""
+    return html.escape(visible(text))
+
+
 def _row(
     report: Report,
     e: Experiment,
@@ -197,16 +202,16 @@ def _row(
     shares: dict[int, Gain],
 ) -> str:
     parent = report.parents.get(e.id)
-    inside = [f"<p>{html.escape(e.reason)}</p>"] if e.reason else []
+    inside = [f"<p>{_escaped(e.reason)}</p>"] if e.reason else []
     if share := shares.get(e.id):
         inside.append(f"<p>Confirmation: without this change, the winner loses {share} bits per byte.</p>")
     if e.values:
-        inside.append(f'<p class="quiet">runs: {", ".join(map(_run, e.results))}; {html.escape(e.agent)}</p>')
+        inside.append(f'<p class="quiet">runs: {", ".join(map(_run, e.results))}; {_escaped(e.agent)}</p>')
     if parent and e.id in sources and parent.id in sources:
         inside.append(f"<pre>{_diff(sources[parent.id], sources[e.id])}</pre>")
     if curves[e.id]:
         inside.append(_losses(curves[e.id], curves.get(parent.id, []) if parent else []))
-    idea = html.escape(e.title)
+    idea = _escaped(e.title)
     text = f"<details><summary>{idea}</summary>{''.join(inside)}</details>" if inside else idea
     value = "" if e.val_bpb is None else f"{e.val_bpb:.4f}"
     return (
@@ -256,9 +261,9 @@ def _diff(before: list[str], after: list[str]) -> str:
     lines = list(difflib.unified_diff(before[start : len(before) - spare], after[start : len(after) - spare], n=2))[2:]
     shown = []
     for line in lines[:DIFF_LINES]:
-        kind = {"+": "add", "-": "del"}.get(line[:1], "")
+        kind, text = {"+": "add", "-": "del"}.get(line[:1], ""), _escaped(short(line, DIFF_CHARS))
         if not line.startswith("@@"):
-            shown.append(f'<span class="{kind}">{html.escape(line)}</span>' if kind else html.escape(line))
+            shown.append(f'<span class="{kind}">{text}</span>' if kind else text)
     more = [f"({len(lines) - DIFF_LINES} more lines)"] if len(lines) > DIFF_LINES else []
     return "\n".join(shown + more) or "no difference"
 
@@ -326,11 +331,11 @@ def _machine(report: Report) -> str:
     powers = {r["after"]["power"] for r in recorded if r["after"].get("power")}
     parts += [f"power: {' and '.join(sorted(powers))}"] if powers else []
     invalid = [r for r in report.runs if r["status"] == "invalid"]
-    items = "".join(f"<li>{html.escape(r['run'])}: {html.escape(r['reason'])}</li>" for r in invalid[:50])
+    items = "".join(f"<li>{_escaped(r['run'])}: {_escaped(one_line(r['reason']))}</li>" for r in invalid[:50])
     repeated = f"<p>{count(len(invalid), 'run')} invalid and repeated:</p><ul>{items}</ul>" if invalid else ""
     clean = "" if invalid else " Every run was valid."
     curve = _svg({"mine": list(enumerate(speeds))}, "matmul speed before each run, GFLOP/s", ",.0f")
-    return f"<p>Over {count(len(recorded), 'run')}: {html.escape('; '.join(parts))}.{clean}</p>{repeated}{curve}"
+    return f"<p>Over {count(len(recorded), 'run')}: {_escaped(one_line('; '.join(parts)))}.{clean}</p>{repeated}{curve}"
 
 
 def sample_stories(folder: Path, log: Callable[[str], None]) -> str | None:
@@ -357,7 +362,7 @@ def _samples(folder: Path, sandbox: str) -> str | None:
         run_dir = folder / "runs" / name
         if not name or not (run_dir / "checkpoint.safetensors").is_file():
             return None
-        texts = "".join(f"<p>{html.escape(text)}</p>" for text in _stories(run_dir, sandbox))
+        texts = "".join(f"<p>{_escaped(text)}</p>" for text in _stories(run_dir, sandbox))
         columns.append(f"<div><strong>{title}</strong>, {e.values[0]:.4f}{texts}</div>")
         if best is report.state.baseline:
             break

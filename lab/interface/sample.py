@@ -21,14 +21,12 @@ from rich.text import Text
 
 from lab.data.shards import open_prepared
 from lab.data.tokens import Tokenizer
-from lab.errors import UserError
+from lab.errors import CONTROLS, UserError
 from lab.files import ROOT
 from lab.loop.branch import check_tag
 from lab.loop.journal import Journal, read
+from lab.preset import read_record
 
-CONTROLS = dict.fromkeys(
-    [*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\ufffd"
-)
 COLUMN = 40  # least width of a readable column, in characters
 
 Model = Callable[[np.ndarray], np.ndarray]  # (B, T) int32 tokens to (B, T, V) logits
@@ -101,7 +99,7 @@ def records(run_dir: Path) -> tuple[dict[str, Any], Tokenizer]:
     for name in ("checkpoint.safetensors", "settings.json", "train.py"):
         if not (run_dir / name).is_file():
             raise UserError(f"{run_dir} has no {name}; choose a finished run in runs/ or nights/TAG/runs/")
-    settings = json.loads((run_dir / "settings.json").read_text(encoding="utf-8"))
+    settings = read_record(run_dir / "settings.json", "choose another run", of_run=True)
     return settings, open_prepared(Path(settings["prepared"]), parts=("tokenizer",)).tokenizer
 
 
@@ -109,9 +107,10 @@ def result(run_dir: Path) -> dict[str, Any]:
     """The record of a scored run, with val_bpb and task; {} for one that is not scored."""
     try:
         score = json.loads((run_dir / "score.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return score if score.get("status") == "ok" and "val_bpb" in score else {}
+    whole = isinstance(score, dict) and score.get("status") == "ok" and isinstance(score.get("task"), str)
+    return score if whole and isinstance(score.get("val_bpb"), float) else {}
 
 
 def confinement(run_dir: Path) -> str:

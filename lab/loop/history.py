@@ -2,15 +2,15 @@
 
 `FIELDS` is the schema of the events that lab.loop.journal stores. `State.check` rejects an event that does not follow
 from the state, `State.apply` folds it in at constant cost, and `State.step` returns what a new or resumed loop does
-next. Sources are not kept and texts are cut, so the state takes about a kilobyte per experiment.
+next. Sources are not kept and texts are cut to one printable line, so the state takes about a kilobyte per experiment.
 """
 
 from collections import deque
 from dataclasses import dataclass, field
-from math import inf, isfinite
 from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
+from lab.errors import one_line
 from lab.loop import space
 from lab.loop.pace import paced
 from lab.loop.proposal import title
@@ -38,6 +38,26 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "note": ("text",),
 }
 CLOSING = {"kept": "keep", "discarded": "discard", "crashed": "crash"}
+LARGEST = 1e100  # of any number in a journal
+NUMBER = int | float
+TYPES = (
+    dict.fromkeys(
+        ("tag", "commit", "agent", "hypothesis", "source", "fingerprint", "reason", "run", "text", "suggestion"), str
+    )
+    | dict.fromkeys(("id", "nodes", "seed"), int)
+    | dict.fromkeys(("near_miss", "spoiled"), bool)
+    | dict.fromkeys(("memory_gb", "minutes", "delta", "sigma", "flops", "slept"), NUMBER)
+    | dict.fromkeys(("val_bpb", "test_bpb", "pace", "speed", "error", "pair", "standing"), NUMBER | None)
+    | dict.fromkeys(("swap_mb", "memory_pressure", "heat"), NUMBER | None)
+    | dict.fromkeys(("tokens", "without"), int | None)
+    | dict.fromkeys(("edit", "before", "after"), dict | None)
+    | {"power": str | None}
+)
+CHOICES = {
+    "status": ("ok", "crash", "invalid"),
+    "verdict": ("keep", "discard", "again"),
+    "who": ("candidate", "incumbent"),
+}
 
 
 @dataclass
@@ -204,7 +224,17 @@ class State:
         for key, value in self._expected(event).items():
             if fields.get(key) != value:
                 raise ValueError(f"{event} with {key} {fields.get(key)!r} does not follow: next is {self.step()}")
-        _check_values(event, fields)
+        _check_values(fields)
+        if event == "run" and fields["status"] == "ok" and fields["val_bpb"] is None:
+            raise ValueError("run without val_bpb")
+        if event == "verdict" and not self._can_follow(fields["verdict"], fields["who"]):
+            raise ValueError(
+                f"verdict {fields['verdict']} for the {fields['who']} does not follow: next is {self.step()}"
+            )
+
+    def _can_follow(self, verdict: str, who: str) -> bool:
+        """Whether the pending experiment can be settled, or the one that is to run again exists."""
+        return bool(self.pending.results) if verdict != "again" else who == "candidate" or self.incumbent is not None
 
     def _expected(self, event: str) -> dict[str, Any]:
         """The values that the event must have. ValueError if another event is next."""
@@ -241,14 +271,14 @@ class State:
 
     def _refused(self, record: dict[str, Any]) -> None:
         self.refused += 1
-        short = {key: str(record[key])[:TEXT] for key in FIELDS["refused"]}
+        short = {key: one_line(record[key], TEXT) for key in FIELDS["refused"]}
         self.refusals.append({**short, "after": len(self.experiments) - 1})
         if record["fingerprint"]:
             self.tried.setdefault(record["fingerprint"], -1)
 
     def _proposal(self, record: dict[str, Any]) -> None:
-        given = {key: record[key] for key in ("id", "agent", "commit", "fingerprint", "nodes")}
-        given |= {"hypothesis": record["hypothesis"][:TEXT], "edit": record.get("edit")}
+        given = {key: record[key] for key in ("id", "commit", "fingerprint", "nodes")}
+        given |= {key: one_line(record[key], TEXT) for key in ("agent", "hypothesis")} | {"edit": record.get("edit")}
         parent = self.incumbent and self.incumbent.id
         edit = given["edit"] or {}
         same = self.incumbent is not None and edit.get("form") == "set" and space.same_work(edit["values"])
@@ -278,7 +308,7 @@ class State:
             ran.names[record["seed"]] = record["run"]
         elif candidate:
             self._next = Step("settle", ran.id, verdict="crash")
-            ran.reason, ran.spoiled = record["reason"][:TEXT], record.get("spoiled", False)
+            ran.reason, ran.spoiled = one_line(record["reason"], TEXT), record.get("spoiled", False)
         else:
             self.remeasure = False
 
@@ -294,7 +324,7 @@ class State:
         judged.verdict, judged.near_miss, judged.reason = (
             record["verdict"],
             record["near_miss"],
-            record["reason"][:TEXT],
+            one_line(record["reason"], TEXT),
         )
         if record["sigma"]:
             self.noise = Noise(record["sigma"], record.get("pair"))
@@ -337,14 +367,26 @@ class State:
         self.pending, self._next = None, Step("propose")
 
 
-def _check_values(event: str, fields: dict[str, Any]) -> None:
-    if event == "confirmation":
-        event = "run"  # the same rules
-    if event == "run" and fields["status"] not in ("ok", "crash", "invalid"):
-        raise ValueError(f"run with status {fields['status']!r}")
-    if event == "run" and fields["status"] == "ok" and not isfinite(fields["val_bpb"]):
-        raise ValueError(f"run with val_bpb {fields['val_bpb']}")
-    if event == "run" and (pace := fields.get("pace")) is not None and not 0 < pace < inf:
-        raise ValueError(f"run with pace {pace}")
-    if event == "verdict" and fields["verdict"] not in ("keep", "discard", "again"):
-        raise ValueError(f"verdict {fields['verdict']!r}")
+def _check_values(fields: dict[str, Any]) -> None:
+    """Raise ValueError for a value of another type than the journal's, or out of range."""
+    for name, value in fields.items():
+        kind = TYPES.get(name, object)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, object)):
+            raise ValueError(f"{name} is {one_line(repr(value), 40)}")
+        if isinstance(value, NUMBER) and not -LARGEST < value < LARGEST:
+            raise ValueError(f"{name} is out of range")
+        if (kind is int and value < 0) or (name in ("pace", "speed", "tokens") and value is not None and value <= 0):
+            raise ValueError(f"{name} is {value}")
+        if value not in CHOICES.get(name, [value]) or (name == "commit" and not value.isalnum()):
+            raise ValueError(f"{name} is {one_line(repr(value), 40)}")
+        if name in ("before", "after") and value:
+            _check_values({"flops": None, "slept": None} | value)
+        if name == "edit" and value and not _is_edit(value):
+            raise ValueError("edit is incomplete")
+
+
+def _is_edit(edit: dict[str, Any]) -> bool:
+    """Whether this is what lab.loop.proposal.describe returns."""
+    tables, names = (edit.get("values", {}), edit.get("was", {})), edit.get("definitions", [])
+    lists = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return lists and all(isinstance(table, dict) for table in tables)

@@ -60,11 +60,11 @@ class Journal:
         self.state.check(event, fields)
         time = datetime.now(UTC).isoformat(timespec="seconds")
         record = {"n": self.state.n + 1, "time": time, "event": event, **fields}
-        line = json.dumps(record, ensure_ascii=False, allow_nan=False)
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode(errors="replace").decode()
         self.folder.mkdir(parents=True, exist_ok=True)
         _drop_partial_line(self.path)
         append_line(self.path, line)
-        self.state.apply(record)
+        self.state.apply(json.loads(line))  # as every reader will
         return record
 
     def write_results(self) -> None:
@@ -87,9 +87,9 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
 def _parse(line: bytes, n: int, path: Path) -> dict[str, Any]:
     try:
         record = json.loads(line)
-        if record["n"] == n and isinstance(record["event"], str):
+        if type(record["n"]) is int and record["n"] == n and isinstance(record["event"], str):
             return record
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         pass
     raise UserError(f"{path}: line {n} is not event {n}; restore the file, or start another night with --tag")
 
@@ -112,8 +112,8 @@ def _row(experiment: Experiment) -> str:
     crashed = experiment.status == "crash" or experiment.val_bpb is None  # None: skipped before its verdict
     value = 0.0 if crashed else experiment.val_bpb
     memory = 0.0 if crashed else experiment.memory_gb
-    description = " ".join(experiment.title.split())
-    return f"{experiment.commit[:7]}\t{value:.6f}\t{memory:.1f}\t{experiment.status}\t{description}\n"
+    fields = (experiment.commit[:7], f"{value:.6f}", f"{memory:.1f}", experiment.status, experiment.title)
+    return "\t".join(fields) + "\n"
 
 
 @contextmanager

@@ -16,8 +16,9 @@ from lab.loop.branch import Branch
 from lab.loop.git import git, repository
 from lab.loop.journal import Journal, lock
 from lab.loop.source import Rejected, read_source
+from lab.preset import read_record
 from lab.show import NORMAL, QUIET, log, silent
-from lab.training.run import current_path, read_record
+from lab.training.run import current_path
 from lab.trial.child import interrupts_left_to_child
 from lab.trial.runner import Runner
 from lab.trial.sandbox import available, self_test
@@ -92,7 +93,7 @@ def night_settings(folder: Path, preset: str | None, minutes: float | None, verb
     """The task of a night, fixed when it starts: a resumed night cannot change it."""
     path = folder / "settings.json"
     if path.is_file():
-        settings = read_record(path, "restore it, or choose another --tag")
+        settings = read_record(path, "restore it, or choose another --tag", of_run=True)
         if (preset and preset != settings["preset"]["name"]) or (minutes and minutes != settings["minutes"]):
             raise UserError(
                 f"{folder.name} has preset {settings['preset']['name']} and {settings['minutes']:g} minutes; leave "

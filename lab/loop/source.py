@@ -21,6 +21,7 @@ from lab.errors import one_line
 
 MAX_BYTES = 200_000  # upstream's train.py has 26 kB
 MAX_DEPTH = 90  # nesting of the syntax tree; far above real code, far below Python's recursion limit
+MAX_BITS = 4096  # of an integer; Python refuses to write more than 4300 decimal digits
 UPPER_CASE = re.compile(r"[A-Z][A-Z0-9_]*\Z")
 ENCODING = re.compile(r"[ \t\f]*#.*?coding[:=]")  # PEP 263: Python would decode the file differently
 
@@ -56,6 +57,8 @@ def parse(source: str) -> ast.Module:
         raise Rejected(f"does not parse: {one_line(error, 100)}") from None
     if _depth(tree) > MAX_DEPTH:
         raise Rejected("is nested too deeply")
+    if any(isinstance(node, ast.Constant) and _is_too_long(node.value) for node in ast.walk(tree)):
+        raise Rejected(f"has an integer of more than {MAX_BITS} bits")
     return tree
 
 
@@ -236,9 +239,22 @@ def _value(node: ast.expr, settings: Mapping[str, Any]) -> Any:
             raise ValueError("too large")
         return left**right
     value = ast.literal_eval(node)
-    if not isinstance(value, bool | int | float | str | tuple):
+    if value is None or not _is_plain(value):
         raise ValueError("not a constant's type")
     return value
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a journal can hold this value. Raises ValueError for a text that is not Unicode."""
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, str):
+        value.encode()
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _is_too_long(value: Any) -> bool:
+    return type(value) is int and value.bit_length() > MAX_BITS
 
 
 def _comment(lines: list[str], node: ast.stmt) -> str:

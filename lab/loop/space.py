@@ -139,7 +139,7 @@ def _own_rules(name: str, value: Any) -> Iterable[tuple[str, bool]]:
     this = kind(Constant(name, value, "", 0))
     if this == "window":
         yield f"{name} must be made of the letters S and L", value != "" and set(value) <= set("SL")
-    numbers = [v for v in (value if isinstance(value, tuple) else (value,)) if type(v) in (int, float)]
+    numbers = list(_numbers(value))
     if not all(abs(v) < LARGEST for v in numbers):
         yield f"{name} must be finite and below {LARGEST}", False
     elif this in ("rate", "magnitude"):
@@ -152,6 +152,15 @@ def _own_rules(name: str, value: Any) -> Iterable[tuple[str, bool]]:
         yield f"{name} must not be negative", all(v >= 0 for v in numbers)
     elif name == "DEPTH":
         yield "DEPTH must be at least 1", all(v >= 1 for v in numbers)
+
+
+def _numbers(value: Any) -> Iterable[float]:
+    """The numbers in a constant, those in a nested tuple too."""
+    if isinstance(value, tuple):
+        for part in value:
+            yield from _numbers(part)
+    elif type(value) in (int, float):
+        yield value
 
 
 def _look_up(names: Iterable[str], values: Mapping[str, Any], settings: Mapping[str, Any]) -> float | None:

@@ -7,19 +7,15 @@ a pipe is closed        the reader has ended (`make agent | head -1`): after thi
 a terminal is lost      without SIGHUP, as after `disown` or setsid: the night goes on, and only its log is lost
 """
 
-import errno
-import io
-import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
 from datetime import time as time_of_day
-from typing import TextIO
 
 from lab.machine.hardware import seconds_with_sleep
+from lab.show import outlast_reader
 
 Log = Callable[[str], None]
 
@@ -47,6 +43,13 @@ class Until:
         return self.moment.timestamp() - time.time()
 
 
+def end_calmly() -> None:
+    """From now on SIGTERM and SIGHUP end a command as Ctrl-C does: its children end too, and what is complete stays."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
+
+
 def stopper(until: Until | None, log: Log) -> Callable[[], str]:
     """Watch for signals and lost output from now on. The function that is returned says why to end, or ""."""
     reasons = []
@@ -61,31 +64,5 @@ def stopper(until: Until | None, log: Log) -> Callable[[], str]:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, ask)
-    sys.stdout, sys.stderr = (stream and _lasting(stream, reasons.append) for stream in (sys.stdout, sys.stderr))
+    outlast_reader(reasons.append)
     return lambda: reasons[0] if reasons else "end time reached" if until and until.seconds <= 0 else ""
-
-
-def _lasting(stream: TextIO, lost: Log) -> TextIO:
-    """The same stream, whose writes do not fail when its terminal or its reader is gone."""
-    raw = io.BufferedWriter(_Lasting(stream.fileno(), lost))
-    return io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=True)
-
-
-class _Lasting(io.FileIO):
-    """An output that becomes /dev/null when its terminal or its reader is gone. A lost reader is told to `lost`."""
-
-    def __init__(self, descriptor: int, lost: Log) -> None:
-        super().__init__(descriptor, "w", closefd=False)
-        self.lost = lost
-
-    def write(self, data: bytes) -> int | None:
-        try:
-            return super().write(data)
-        except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.EIO):
-                raise
-            if error.errno == errno.EPIPE:
-                self.lost("nobody reads the output")
-        with open(os.devnull, "wb") as null:
-            os.dup2(null.fileno(), self.fileno())
-        return len(data)

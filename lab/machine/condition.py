@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lab.machine import hardware
 
@@ -40,6 +41,11 @@ class Condition:
         parts += [] if self.memory_pressure is None else [f"memory pressure {self.memory_pressure} of 4"]
         parts += [] if self.swap_mb is None else [f"{self.swap_mb:,.0f} MB swapped"]
         return ", ".join([*parts, f"on {self.power}"] if self.power else parts)
+
+
+def recorded(fields: dict[str, Any]) -> Condition:
+    """The condition that a journal holds; other versions know other fields."""
+    return Condition(**{name: fields[name] for name in Condition.__dataclass_fields__ if name in fields})
 
 
 def condition() -> Condition:

@@ -33,6 +33,7 @@ from lab.data.batches import document_starts, pack
 from lab.data.shards import Prepared, open_prepared
 from lab.errors import UserError, one_line
 from lab.files import ROOT, remove, write_atomic
+from lab.preset import read_record
 from lab.scoring.model_server import read_frame, write_frame
 from lab.trial.crash import read_bytes
 
@@ -174,7 +175,7 @@ def score_run(run_dir: Path, sandbox: str = "none", batches: int | None = None, 
     for name in NEEDED:
         if not (run_dir / name).is_file() or (run_dir / name).is_symlink():
             raise UserError(f"{run_dir} has no {name}, so it is not a finished run; choose another folder in runs/")
-    settings = json.loads((run_dir / "settings.json").read_text(encoding="utf-8"))
+    settings = read_record(run_dir / "settings.json", "choose another folder in runs/", of_run=True)
     prepared = open_prepared(Path(settings["prepared"]), parts=("val", "tokenizer"))
     if not prepared.manifest.get(part):
         raise UserError(

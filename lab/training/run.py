@@ -32,12 +32,23 @@ import numpy as np
 
 from lab.data.batches import Batches
 from lab.data.shards import open_prepared
-from lab.errors import INTERRUPTED, UserError
-from lab.files import ROOT, cache_root, register, write_atomic
+from lab.errors import INTERRUPTED, UserError, printable
+from lab.files import ROOT, cache_root, register, without_places, write_atomic
 from lab.machine import hardware
 from lab.machine.fit import OUTGROWN, RULE_HOLDS_FOR, most_rows
-from lab.preset import from_dict, load, to_dict
-from lab.show import MINUTES, NORMAL, QUIET, VERBOSE, Reading, Training, examples, verbosity_options, working
+from lab.preset import from_dict, load, read_record, to_dict
+from lab.show import (
+    MINUTES,
+    NORMAL,
+    QUIET,
+    VERBOSE,
+    Reading,
+    Training,
+    examples,
+    outlast_reader,
+    verbosity_options,
+    working,
+)
 from lab.training import parallel
 from lab.training.clock import Clock
 
@@ -54,18 +65,6 @@ def recorded() -> dict[str, Any] | None:
     """Settings of this process: $AUTORESEARCH_SETTINGS if set, else what was prepared last, None without either."""
     path = Path(os.environ.get("AUTORESEARCH_SETTINGS") or current_path())
     return read_record(path, "`make prepare` writes a new one") if path.is_file() else None
-
-
-def read_record(path: Path, remedy: str) -> dict[str, Any]:
-    """Settings as written by `make prepare` or a night. Raises UserError for a damaged file."""
-    try:
-        record = json.loads(path.read_bytes())
-        minutes = record.get("minutes")
-        if minutes is not None and not 0 < minutes < math.inf:
-            raise ValueError
-        return record | {"preset": to_dict(from_dict(record["preset"])), "prepared": record["prepared"]}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is damaged; {remedy}") from None
 
 
 @cache
@@ -278,6 +277,7 @@ def execute(experiment: Callable[[Run], Any], source: str) -> None:
     def command(
         minutes: float | None, steps: int | None, seed: int | None, run_dir: Path | None, score: bool, verbosity: int
     ) -> None:
+        outlast_reader()  # minutes of training are not lost to `| head -1`
         record = recorded()
         if record is None:
             raise UserError("nothing is prepared yet; run `make prepare PRESET=offline` (no network) or another preset")
@@ -305,8 +305,9 @@ def guarded(command: click.Command) -> None:
     try:
         command.main(standalone_mode=False)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {printable(error)}")
     except click.ClickException as error:
+        error.message = printable(error.message)
         error.show()
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
@@ -317,10 +318,22 @@ def guarded(command: click.Command) -> None:
         if isinstance(error, RuntimeError) and parallel.lost_peer(error):
             sys.exit(parallel.LOST_PEER)
         if isinstance(error, OSError) and (error.filename or error.errno):
-            sys.exit(f"error: {system_error(error)}")
+            sys.exit(f"error: {printable(system_error(error))}")
         if Path(sys.argv[0]).name != "train.py":  # whose bugs are the user's or the agent's
             report_bug()
         raise
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """Write what is still buffered. If nobody reads it, end silently with status 1, as click does for a later write."""
+    try:
+        sys.stdout and sys.stdout.flush()
+    except BrokenPipeError:
+        with open(os.devnull, "wb") as null:
+            os.dup2(null.fileno(), sys.stdout.fileno())  # Python flushes it once more
+        sys.exit(1)
 
 
 def system_error(error: OSError) -> str:
@@ -340,7 +353,7 @@ def report_bug() -> None:
     details = f"{shlex.join(sys.argv)}\nPython {sys.version}, {platform.platform()}\n{traceback.format_exc()}"
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, details.encode(errors="replace"))
+        write_atomic(path, without_places(details).encode(errors="replace"))
     print(f"this is a bug; report it where you cloned this from (git remote -v) and attach {path}", file=sys.stderr)
 
 

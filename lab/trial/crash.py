@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.errors import one_line
+from lab.files import without_places
 
 MESSAGE_CHARS, NAME_CHARS, SOURCE_CHARS = 300, 80, 200
 STEPS, STEP_KEYS, STEP_BYTES = 3, 12, 2000
@@ -43,7 +44,7 @@ def summary(log: str, steps: Path, default: str, program: str = "train.py") -> C
     if raised:
         return Crash(*raised, last_steps)
     errors = ERROR.findall(log)
-    return Crash(default, one_line(errors[-1], MESSAGE_CHARS) if errors else "", last_steps=last_steps)
+    return Crash(default, one_line(without_places(errors[-1]), MESSAGE_CHARS) if errors else "", last_steps=last_steps)
 
 
 def traceback(log: str, program: str) -> tuple[str, str, int | None, str] | None:
@@ -59,7 +60,8 @@ def traceback(log: str, program: str) -> tuple[str, str, int | None, str] | None
     frames = [frame for frame in frames if frame.end() <= raised.start()]
     own = [frame for frame in frames if os.path.basename(frame[1]) == program]
     line, source = (int(own[-1][2][:9]), one_line(own[-1][3] or "", SOURCE_CHARS)) if own else (None, "")
-    return one_line(raised[1], NAME_CHARS), one_line(text[raised.end() :], MESSAGE_CHARS), line, source
+    message = without_places(text[raised.end() :][: 20 * MESSAGE_CHARS])
+    return one_line(raised[1], NAME_CHARS), one_line(message, MESSAGE_CHARS), line, source
 
 
 def read_steps(path: Path) -> tuple[dict[str, float], ...]:

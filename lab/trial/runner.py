@@ -21,7 +21,7 @@ from typing import Any
 
 from lab.data.shards import HELD_OUT, PARTS, open_prepared
 from lab.errors import UserError, one_line
-from lab.files import remove, write_atomic
+from lab.files import remove, without_places, write_atomic
 from lab.machine import hardware
 from lab.machine.condition import SLEPT_SECONDS, Condition, condition, invalid_reason, wait_reason
 from lab.machine.speed import Watch, supported
@@ -187,7 +187,7 @@ class Runner:
         full before the run: then the failure says nothing about the change."""
         self.check_data(PARTS)
         if self.free >= ROOM_BYTES or not FULL.search(reason):
-            return reason
+            return without_places(reason)  # it is sent to agents, and shown in the report
         for path in leftovers(run_dir):
             remove(path, self.folder)
         raise UserError(

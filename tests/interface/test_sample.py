@@ -8,11 +8,13 @@ import pty
 import select
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import termios
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -184,6 +186,14 @@ def test_an_export_tells_what_it_is(checkout, exported):
     assert f"{result['num_params'] / 1e6:.2f}M parameters" in (exported / "README.md").read_text()
     assert "its tokens are the 256 bytes" in (exported / "README.md").read_text()
     assert (exported / "train.py").read_text() == (checkout.folder / "runs/a/train.py").read_text()
+
+
+def test_an_export_names_no_folder_user_or_machine(checkout, exported):
+    private = {str(checkout.folder.parent), str(checkout.cache), str(Path.home()), sys.prefix}
+    private |= {name for name in [socket.gethostname()] if len(name) > 5}
+    for path in filter(Path.is_file, exported.rglob("*")):
+        content = path.read_bytes()
+        assert [text for text in private if text.encode() in content] == [], path
 
 
 def test_the_readmes_program_writes_what_sample_writes(checkout, exported):
