@@ -26,7 +26,7 @@ from lab.agents.choose import choose_agent
 from lab.agents.external import External
 from lab.agents.search import Search
 from lab.errors import UserError
-from lab.files import write_atomic
+from lab.files import sealed, unsealed, write_atomic
 from lab.interface.dashboard import dashboard, summary
 from lab.interface.options import agent_options, end_options, night_options, tag_option
 from lab.interface.report import sample_stories, serve, write_report
@@ -125,11 +125,13 @@ class Night:
         self.journal.record("refused", fingerprint=mark, reason=reason, **proposal.record)
 
     def commit(self, proposal: Proposal) -> bool:
-        """Commit first, then write the journal. A kill between the two leaves only a commit on no branch."""
+        """Commit and move the branch, then write the journal: what it names is on the branch, so git never prunes it. A
+        kill between the two leaves a branch that the next step moves back."""
         state = self.journal.state
         number, commit, source = len(state.experiments), state.head(), proposal.source
         if state.incumbent:
             commit = self.branch.commit(source, f"experiment {number}: {proposal.hypothesis}")
+            self.branch.reset(commit)
         elif reason := self.runner.preflight(source):
             raise UserError(f"the baseline fails its preflight: {reason}")
         marks = {"fingerprint": fingerprint(source, self.settings), "nodes": nodes(source, self.settings)}
@@ -141,11 +143,10 @@ class Night:
         """One training run and its score; a result that a kill left unrecorded is taken over."""
         state = self.journal.state
         kept = self.folder / "results" / f"{step.run}.json"
-        if not kept.is_file():
-            measured = self.measure(step)
+        if not (result := unrecorded(kept)):
+            result = vars(self.measure(step))
             kept.parent.mkdir(exist_ok=True)
-            write_atomic(kept, json.dumps(vars(measured)))
-        result = json.loads(kept.read_text(encoding="utf-8"))
+            write_atomic(kept, json.dumps(sealed(result)))
         self.journal.record("run", id=step.id, who=step.who, run=step.run, seed=step.seed, **result)
         number = f"val_bpb {result['val_bpb']:.6f}" if result["status"] == "ok" else result["reason"]
         self.log(f"run {step.run}: {result['status']}, {number}, {result['minutes']:.1f} min")
@@ -185,6 +186,14 @@ class Night:
         self.journal.write_results()
         if self.agent:
             self.agent.tell(Proposal("", done.hypothesis, done.agent, done.edit), outcome(done))
+
+
+def unrecorded(path: Path) -> dict[str, Any]:
+    """The result of a run that a kill left unrecorded; {} without one that is whole."""
+    try:
+        return unsealed(json.loads(path.read_bytes()))
+    except (OSError, ValueError, AttributeError):
+        return {}
 
 
 @click.group(help="Run a night of experiments, try a change of your own, and see the results.")

@@ -2,10 +2,13 @@
 
 import errno
 import hashlib
+import json
 import os
 import shutil
+import zlib
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from lab.errors import UserError
 
@@ -79,6 +82,24 @@ def append_line(path: Path | str, line: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sealed(record: dict[str, Any]) -> dict[str, Any]:
+    """`record` with a checksum of the rest as its last key: a bit that flips on the disk is noticed by `unsealed`."""
+    return record | {"check": _checksum(record)}
+
+
+def unsealed(record: dict[str, Any]) -> dict[str, Any]:
+    """The record without its checksum; one without, of an earlier version, as it is. Raises ValueError if it is
+    damaged."""
+    rest = {key: value for key, value in record.items() if key != "check"}
+    if "check" in record and record["check"] != _checksum(rest):
+        raise ValueError("the checksum differs")
+    return rest
+
+
+def _checksum(record: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(record).encode()):08x}"
 
 
 def inside(path: Path, folder: Path) -> Path:

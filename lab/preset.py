@@ -7,6 +7,7 @@ machine. Unknown keys, wrong types and invalid values raise a UserError that nam
 """
 
 import dataclasses
+import json
 import math
 import tomllib
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from lab.errors import UserError
-from lab.files import ROOT
+from lab.files import ROOT, unsealed
 
 FOLDER = ROOT / "presets"
 BYTES_VOCAB = 256  # a vocabulary of this size is raw bytes: 256 byte tokens plus the special one, nothing trained
@@ -318,3 +319,15 @@ def _typed(where: str, key: str, kind: Any, value: Any) -> Any:
     if type(value) is not kind:
         raise UserError(f"{where}: {key} must be {kind.__name__}, not {type(value).__name__} {value!r}")
     return value
+
+
+def read_record(path: Path, remedy: str) -> dict[str, Any]:
+    """Settings as written by `make prepare`, a night or a run. Raises UserError for a damaged file."""
+    try:
+        record = unsealed(json.loads(path.read_bytes()))
+        minutes = record.get("minutes")
+        if minutes is not None and not 0 < minutes < math.inf:
+            raise ValueError
+        return record | {"preset": to_dict(from_dict(record["preset"])), "prepared": record["prepared"]}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} is damaged; {remedy}") from None

@@ -278,4 +278,4 @@ def test_every_field_of_the_journal_is_documented(walked):
     records = [json.loads(line) for line in walked["journal"].splitlines()]
     assert {record["event"] for record in records} >= {"start", "proposal", "run", "verdict", "kept"}
     for record in records:
-        assert set(record) - table[record["event"]] == {"n", "time", "event"}, record
+        assert set(record) - table[record["event"]] == {"n", "time", "event", "check"}, record

@@ -30,7 +30,7 @@ import numpy as np
 from lab import quota
 from lab.data.tokens import Tokenizer, train_tokenizer
 from lab.errors import UserError
-from lab.files import append_line, cache_root, register, sha256, write_atomic
+from lab.files import append_line, cache_root, register, sealed, sha256, unsealed, write_atomic
 from lab.preset import Preset
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def open_prepared(folder: Path, parts: tuple[str, ...] = PARTS) -> Prepared:
 def _manifest(folder: Path) -> dict[str, Any]:
     """The manifest of `folder`. Raises UserError if it is damaged."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = unsealed(json.loads((folder / "manifest.json").read_bytes()))
         listed = [*manifest["train"], manifest["val"], manifest["tokenizer"]]
         if all({"name", "sha256"} <= entry.keys() for entry in listed) and "val_text_sha256" in manifest:
             return manifest
@@ -165,7 +165,7 @@ def _build(folder: Path, preset: Preset, corpus: "Corpus", decides: dict[str, An
         "totals": {key: sum(getattr(shard, key) for shard in train) for key in ("documents", "bytes", "tokens")},
         "versions": {"numpy": np.__version__, "tokenizers": version("tokenizers")},
     }
-    write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1))
+    write_atomic(folder / "manifest.json", json.dumps(sealed(manifest), indent=1))
 
 
 def scored_documents(documents: Iterable[str], limit: int) -> list[str]:
@@ -270,17 +270,17 @@ def _first_bytes(documents: Iterator[str], limit: int) -> Iterator[str]:
 
 
 def _record(folder: Path, shard: Shard) -> None:
-    append_line(folder / "shards.jsonl", json.dumps(shard._asdict()))
+    append_line(folder / "shards.jsonl", json.dumps(sealed(shard._asdict())))
 
 
 def _finished_shards(folder: Path) -> dict[str, Shard]:
     """Whole shards of an interrupted preparation. Incomplete lines and damaged files are skipped and done again."""
     done: dict[str, Shard] = {}
     path = folder / "shards.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
-            shard = Shard(**json.loads(line))
-        except (json.JSONDecodeError, TypeError):
+            shard = Shard(**unsealed(json.loads(line)))
+        except (ValueError, TypeError, AttributeError):
             continue
         file = folder / shard.name
         if file.is_file() and sha256(file) == shard.sha256:

@@ -98,10 +98,9 @@ def opened(run_dir: Path, sandbox: str) -> Iterator[Opened]:
 
 def records(run_dir: Path) -> tuple[dict[str, Any], Tokenizer]:
     """Settings and tokenizer of a run with a checkpoint. Raises UserError if the run is incomplete."""
-    for name in ("checkpoint.safetensors", "settings.json", "train.py"):
-        if not (run_dir / name).is_file():
-            raise UserError(f"{run_dir} has no {name}; choose a finished run in runs/ or nights/TAG/runs/")
-    settings = json.loads((run_dir / "settings.json").read_text(encoding="utf-8"))
+    from lab.scoring.score import finished
+
+    settings = finished(run_dir)
     return settings, open_prepared(Path(settings["prepared"]), parts=("tokenizer",)).tokenizer
 
 

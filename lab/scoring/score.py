@@ -17,6 +17,7 @@ import contextlib
 import json
 import math
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +34,16 @@ import numpy as np
 from lab.data.batches import document_starts, pack
 from lab.data.shards import Prepared, open_prepared
 from lab.errors import UserError
-from lab.files import ROOT, remove, write_atomic
+from lab.files import ROOT, remove, sha256, write_atomic
+from lab.preset import read_record
 from lab.scoring.model_server import read_frame, write_frame
+from lab.trial.child import lower
 from lab.trial.crash import read_bytes
 
 LOGIT_BYTES = 64 * 2**20  # per batch of float32 logits: bounds the memory of scoring
 BATCH_TOKENS = 2048  # per batch at most: the probes cost five batches
 TOLERANCE = 1e-3  # of a logit; the same kernels on the same shapes agree to the bit, so this is generous
+LOG_BYTES = 16 << 20  # of what the model prints
 SECONDS = 900.0  # after which the model's process is killed
 
 
@@ -101,7 +106,10 @@ def model_process(run_dir: Path, vocab_size: int, sandbox: str, seconds: float =
     Path(variables["TMPDIR"]).mkdir(exist_ok=True)
     with open(run_dir / "score.log", "wb") as log:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
-        process = subprocess.Popen(command, cwd=scratch, env=variables, start_new_session=True, **pipes)
+        limit = partial(lower, resource.RLIMIT_FSIZE, LOG_BYTES)
+        process = subprocess.Popen(
+            command, cwd=scratch, env=variables, start_new_session=True, preexec_fn=limit, **pipes
+        )
     watch = threading.Timer(seconds, process.kill)
     watch.start()
     try:
@@ -120,10 +128,7 @@ def score_run(run_dir: Path, sandbox: str = "none", batches: int | None = None) 
 
     Raises UserError for an incomplete run."""
     begun = time.perf_counter()
-    for name in ("settings.json", "train.py", "checkpoint.safetensors"):
-        if not (run_dir / name).is_file() or (run_dir / name).is_symlink():
-            raise UserError(f"{run_dir} has no {name}, so it is not a finished run; choose another folder in runs/")
-    settings = json.loads((run_dir / "settings.json").read_text(encoding="utf-8"))
+    settings = finished(run_dir)
     prepared = open_prepared(Path(settings["prepared"]), parts=("val", "tokenizer"))
     length = settings["preset"]["task"]["sequence_length"]
     score = {"task": prepared.fingerprint(length, settings["minutes"], settings["steps"])}
@@ -139,6 +144,20 @@ def score_run(run_dir: Path, sandbox: str = "none", batches: int | None = None) 
         result = trained | {key: value for key, value in score.items() if key != "documents"}
         write_atomic(run_dir / "result.json", json.dumps(result, indent=1))
     return score
+
+
+def finished(run_dir: Path) -> dict[str, Any]:
+    """The settings of a run. Raises UserError if it is not finished, or if settings or checkpoint are damaged."""
+    for name in ("settings.json", "train.py", "checkpoint.safetensors"):
+        if not (run_dir / name).is_file() or (run_dir / name).is_symlink():
+            raise UserError(
+                f"{run_dir} has no {name}, so it is not a finished run; choose another in runs/ or nights/TAG/runs/"
+            )
+    checkpoint = run_dir / "checkpoint.safetensors"
+    written = _trained(run_dir / "train.json").get("checkpoint")  # missing in runs of earlier versions
+    if written and written != sha256(checkpoint):
+        raise UserError(f"{checkpoint} is damaged; restore it, or train again")
+    return read_record(run_dir / "settings.json", "restore it, or train again")
 
 
 def _trained(path: Path) -> dict[str, Any]:

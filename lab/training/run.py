@@ -33,13 +33,14 @@ import numpy as np
 from lab.data.batches import Batches
 from lab.data.shards import open_prepared
 from lab.errors import INTERRUPTED, UserError
-from lab.files import ROOT, cache_root, register, write_atomic
+from lab.files import ROOT, cache_root, register, sealed, sha256, write_atomic
 from lab.machine import hardware
 from lab.machine.fit import OUTGROWN, RULE_HOLDS_FOR, most_rows
-from lab.preset import from_dict, load, to_dict
+from lab.preset import from_dict, load, read_record, to_dict
 from lab.show import MINUTES, NORMAL, QUIET, VERBOSE, Reading, Training, examples, verbosity_options, working
 from lab.training import parallel
 from lab.training.clock import Clock
+from lab.trial.child import bound
 
 DEFAULT_PRESET = "tinystories"
 SMOOTHING = 0.9  # of the displayed loss
@@ -54,18 +55,6 @@ def recorded() -> dict[str, Any] | None:
     """Settings of this process: $AUTORESEARCH_SETTINGS if set, else what was prepared last, None without either."""
     path = Path(os.environ.get("AUTORESEARCH_SETTINGS") or current_path())
     return read_record(path, "`make prepare` writes a new one") if path.is_file() else None
-
-
-def read_record(path: Path, remedy: str) -> dict[str, Any]:
-    """Settings as written by `make prepare` or a night. Raises UserError for a damaged file."""
-    try:
-        record = json.loads(path.read_bytes())
-        minutes = record.get("minutes")
-        if minutes is not None and not 0 < minutes < math.inf:
-            raise ValueError
-        return record | {"preset": to_dict(from_dict(record["preset"])), "prepared": record["prepared"]}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is damaged; {remedy}") from None
 
 
 @cache
@@ -99,7 +88,7 @@ class Run:
             return
         directory.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, directory / "train.py")
-        write_atomic(directory / "settings.json", json.dumps(record, indent=1))
+        write_atomic(directory / "settings.json", json.dumps(sealed(record), indent=1))
         for stale in ("steps.jsonl", "checkpoint.safetensors", "train.json", "score.json", "result.json"):
             (directory / stale).unlink(missing_ok=True)  # of an earlier run in this folder
 
@@ -224,7 +213,7 @@ class Run:
             if not str(error).startswith("[write]"):
                 raise
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(temporary)) from None
-        os.replace(temporary, self.directory / "checkpoint.safetensors")
+        checkpoint = temporary.replace(self.directory / "checkpoint.safetensors")
         rate = self.tokens / (training_seconds + self.clock.billed_from - self.clock.begun)
         self.facts |= {
             "status": "ok",
@@ -239,6 +228,7 @@ class Run:
             "slept_seconds": self.clock.slept,
             "final_loss": self.smooth / (1 - SMOOTHING ** max(1, self.clock.step)),
             "seed": self.seed,
+            "checkpoint": sha256(checkpoint),
         }
         write_atomic(self.directory / "train.json", json.dumps(self.facts, indent=1))
 
@@ -368,7 +358,7 @@ def _score(run: Run, started: float) -> None:
     # No sandbox: the same code has just trained without one, and no sandbox has been run with Metal.
     command = [sys.executable, ROOT / "prepare.py", "score", directory, "--sandbox", "none"]
     with working("scoring", run.verbosity):
-        scoring = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
+        scoring = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", preexec_fn=bound())
     if scoring.returncode:
         raise UserError(
             scoring.stderr.strip().removeprefix("error: ") or f"the scorer failed with exit status {scoring.returncode}"

@@ -119,8 +119,11 @@ def guard() -> None:
     processes.adopt_orphans()
     path = Path(job["folder"], "run.log")
     path.unlink(missing_ok=True)
-    with open(path, "xb+", buffering=0) as log:
-        outcome = _Watch(job, log).outcome()
+    try:
+        with open(path, "xb+", buffering=0) as log:
+            outcome = _Watch(job, log).outcome()
+    except OSError as error:  # the log does not fit the disk
+        outcome = Outcome("disk", 0.0, 1, Crash("disk", f"{error.strerror}: {path}"), 0.0)
     with contextlib.suppress(BrokenPipeError):  # the loop has ended, and now its child has too
         os.write(1, json.dumps(asdict(outcome)).encode())
 
@@ -141,7 +144,11 @@ class _Watch:
         self.deadline = began + self.limits.wall_seconds
         self.child = self.begin()
         self.tree = processes.Tree(self.child)
-        stopped = self.watch()
+        try:
+            stopped = self.watch()
+        except OSError:
+            self.tree.end(0)
+            raise
         seconds = time.monotonic() - began
         self.tree.end(GRACE if stopped == "timeout" else 0)
         code = self.child.wait()

@@ -19,11 +19,12 @@ from typing import Any
 
 from lab.data.shards import PARTS, open_prepared
 from lab.errors import UserError, one_line
-from lab.files import remove, write_atomic
+from lab.files import remove, sealed, write_atomic
 from lab.machine import hardware
 from lab.machine.condition import SLEPT_SECONDS, Condition, condition, invalid_reason, wait_reason
 from lab.show import silent
 from lab.trial import guard
+from lab.trial.child import bound
 from lab.trial.crash import read_bytes
 from lab.trial.guard import Limits
 from lab.trial.sandbox import Policy
@@ -188,7 +189,7 @@ class Runner:
     def _score(self, run_dir: Path, source: str, seed: int, steps: int | None = None, *flags: str) -> dict[str, Any]:
         """score.json of a scorer in a separate process, which is started once more if it was killed."""
         write_atomic(run_dir / "train.py", source)
-        write_atomic(run_dir / "settings.json", json.dumps(self.settings | {"seed": seed, "steps": steps}))
+        write_atomic(run_dir / "settings.json", json.dumps(sealed(self.settings | {"seed": seed, "steps": steps})))
         scorer = [sys.executable, str(self.worktree / "prepare.py"), "score"]
         for _ in range(2):
             (run_dir / "score.json").unlink(missing_ok=True)
@@ -199,6 +200,7 @@ class Runner:
                 errors="replace",
                 cwd=self.worktree,
                 start_new_session=True,
+                preexec_fn=bound(),
             )
             self._echo(done.stdout + done.stderr)
             if (run_dir / "score.json").is_file():

@@ -257,6 +257,25 @@ def test_a_damaged_manifest_is_rebuilt(prepared, cache, text_file, content):
     assert contents(prepared) == before
 
 
+@pytest.mark.parametrize("key", ["val_text_sha256", "bytes"])
+def test_a_manifest_with_another_character_is_damaged(prepared, key):
+    path = prepared / "manifest.json"
+    start, value, rest = path.read_text().partition(f'"{key}": ')
+    at = next(n for n, character in enumerate(rest) if character.isdigit())
+    path.write_text(f"{start}{value}{rest[:at]}{(int(rest[at]) + 1) % 10}{rest[at + 1 :]}")
+    with pytest.raises(UserError, match=r"damaged in .*: manifest\.json; `make prepare` rebuilds it$"):
+        open_prepared(prepared, parts=())
+
+
+@pytest.mark.parametrize("damage", [lambda text: b"\xff" + text, lambda text: text.replace(b"bytes", b"bytez")])
+def test_a_damaged_journal_of_shards_is_not_trusted(prepared, cache, text_file, damage):
+    before, journal = contents(prepared), prepared / "shards.jsonl"
+    (prepared / "manifest.json").unlink()
+    journal.write_bytes(damage(journal.read_bytes()))
+    assert prepare(cache, text_file, vocab=300).returncode == 0
+    assert contents(prepared) == before
+
+
 @pytest.mark.parametrize("part", ["val.npy", "tokenizer.json"])
 def test_scored_data_that_is_damaged_is_not_opened(prepared, part):
     flip_a_byte(prepared / part)

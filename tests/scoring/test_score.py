@@ -12,7 +12,9 @@ from lab import preset
 from lab.data import shards
 from lab.data.stories import stories
 from lab.errors import UserError
-from lab.scoring.score import bits_per_byte, negative_log_likelihood, score_run
+from lab.files import sealed, sha256
+from lab.interface.sample import records
+from lab.scoring.score import LOG_BYTES, bits_per_byte, negative_log_likelihood, score_run
 
 HONEST = """
 import prepare
@@ -217,3 +219,27 @@ def test_a_forged_number_in_the_training_record_does_not_count(make_run):
     result = json.loads((run / "result.json").read_text())
     assert result["val_bpb"] == score["val_bpb"] > 1
     assert result["num_steps"] == 3
+
+
+@pytest.mark.parametrize("name", ["checkpoint.safetensors", "settings.json"])
+def test_a_run_with_a_flipped_bit_is_named_and_not_scored(make_run, name):
+    run, _ = make_run()
+    settings = json.loads((run / "settings.json").read_text())
+    (run / "settings.json").write_text(json.dumps(sealed(settings)))
+    (run / "train.json").write_text(json.dumps({"status": "ok", "checkpoint": sha256(run / "checkpoint.safetensors")}))
+    assert score_run(run)["status"] == "ok"
+    content = bytearray((run / name).read_bytes())
+    content[-50 if name == "settings.json" else -2] ^= 4
+    (run / name).write_bytes(content)
+    (run / "score.json").unlink()
+    with pytest.raises(UserError, match=f"{name} is damaged"):
+        score_run(run)
+    with pytest.raises(UserError, match=f"{name} is damaged"):
+        records(run)
+    assert not (run / "score.json").exists()
+
+
+def test_a_gigabyte_printed_while_scoring_does_not_fill_the_disk(make_run):
+    run, _ = make_run(HONEST + "for _ in range(1024):\n    print('x' * (1 << 20))\n")
+    assert score_run(run)["status"] == "rejected"
+    assert (run / "score.log").stat().st_size <= LOG_BYTES
