@@ -30,7 +30,7 @@ AGENT_FLAGS := $(VERBOSITY) $(if $(PRESET),--preset $(call quote,$(PRESET))) $(i
 	$(if $(UNTIL),--until $(call quote,$(UNTIL))) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(LLM_SHARE),--llm-share $(call quote,$(LLM_SHARE))) \
 	$(if $(COMMAND),--command $(call quote,$(COMMAND))) $(if $(SANDBOX),--sandbox $(call quote,$(SANDBOX))) $(if $(RIGOR),--rigor $(call quote,$(RIGOR)))
 
-.PHONY: help setup prepare fit train agent status report score sample doctor clean-cache clean-runs test bench lint format lock clean
+.PHONY: help setup prepare fit train agent status report score sample doctor clean-cache clean-runs test bench torture soak lint format lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -93,6 +93,12 @@ test: $(READY)  ## run the tests, about ten minutes (ARGS='tests/scoring/test_sc
 
 bench: $(READY)  ## measure a step, data, scoring and a night; writes benchmarks/out/bench.json (ARGS='step --rounds 9')
 	@$(PY) benchmarks/bench.py $(ARGS)
+
+torture: $(READY)  ## inject 300 faults into prepare, train, score and nights; nothing may be lost (ARGS='--faults 20 --only disk')
+	@$(PY) benchmarks/torture.py $(ARGS)
+
+soak: $(READY)  ## run a simulated night of 1,000 experiments; memory, open files and time must not grow
+	@$(PY) benchmarks/soak.py $(ARGS)
 
 lint: $(READY)  ## check style, format and import order
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(VENV)/bin/lint-imports --no-logo

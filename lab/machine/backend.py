@@ -6,6 +6,7 @@ and nothing is done here. Importing this module does both; all other modules imp
 """
 
 import ctypes
+import errno
 import glob
 import importlib.util
 import mmap
@@ -81,4 +82,16 @@ import mlx.core as mx  # noqa: E402
 import mlx.nn as nn  # noqa: E402
 from mlx.utils import tree_flatten, tree_map, tree_unflatten  # noqa: E402
 
-__all__ = ["BLAS", "mx", "nn", "tree_flatten", "tree_map", "tree_unflatten"]
+__all__ = ["BLAS", "mx", "nn", "save", "tree_flatten", "tree_map", "tree_unflatten"]
+
+
+def save(path: Path, arrays: dict[str, mx.array]) -> None:
+    """Write a safetensors file. Raises OSError where MLX has a RuntimeError, and leaves no part of the file then."""
+    open(path, "wb").close()  # says why it cannot be opened
+    try:
+        mx.save_safetensors(str(path), arrays)
+    except RuntimeError as error:
+        path.unlink()
+        if not str(error).startswith("[write]"):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None

@@ -20,7 +20,6 @@ import os
 import resource
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -232,16 +231,18 @@ def negative_log_likelihood(logits: np.ndarray, targets: np.ndarray) -> np.ndarr
 
 def _check_checkpoint(model: ModelProcess, checkpoint: Path, tokens: np.ndarray) -> np.ndarray:
     """Reject a model that ignores its checkpoint. Leaves the checkpoint loaded and returns its logits."""
-    from lab.machine.backend import mx
+    from lab.machine.backend import mx, save
 
-    with tempfile.TemporaryDirectory(dir=checkpoint.parent) as folder:
-        changed = Path(folder) / "changed.safetensors"
+    changed = checkpoint.with_name("changed.safetensors")
+    remove(changed, checkpoint.parent)  # training may have left a link there
+    try:
         # Reversed, halved and shifted: the same shapes and about the same magnitudes, other values.
-        mx.save_safetensors(
-            str(changed), {k: (v[..., ::-1] * 0.5 + 0.01).astype(v.dtype) for k, v in mx.load(str(checkpoint)).items()}
-        )
+        saved = mx.load(str(checkpoint))
+        save(changed, {k: (v[..., ::-1] * 0.5 + 0.01).astype(v.dtype) for k, v in saved.items()})
         model.load(changed)
         other = model.logits(tokens)
+    finally:
+        changed.unlink(missing_ok=True)
     model.load(checkpoint)
     logits = model.logits(tokens)
     if np.allclose(logits, other, atol=TOLERANCE):

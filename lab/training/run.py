@@ -201,18 +201,12 @@ class Run:
 
     def finish(self, model: Any, training_seconds: float) -> None:
         """Write the checkpoint, then the training record."""
-        from lab.machine.backend import mx, tree_flatten
+        from lab.machine.backend import save, tree_flatten
 
         if not self.leads:
             return
         temporary = self.directory / ".checkpoint.safetensors"
-        try:
-            mx.save_safetensors(str(temporary), dict(tree_flatten(model.parameters())))
-        except RuntimeError as error:
-            temporary.unlink(missing_ok=True)  # incomplete
-            if not str(error).startswith("[write]"):
-                raise
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(temporary)) from None
+        save(temporary, dict(tree_flatten(model.parameters())))
         checkpoint = temporary.replace(self.directory / "checkpoint.safetensors")
         rate = self.tokens / (training_seconds + self.clock.billed_from - self.clock.begun)
         self.facts |= {

@@ -168,6 +168,7 @@ class Runner:
         command = [sys.executable, str(sent / "train.py"), "--run-dir", str(run_dir), "--no-score", *flags]
         limits = Limits(seconds, int(hardware.describe()["memory_gb"] * MEMORY_SHARE * 2**30))
         outcome = guard.run(command, run_dir, policy, limits, sandbox=self.sandbox, env=env)
+        remove(sent, self.folder)
         self._echo(read_bytes(run_dir / "run.log", ECHO_BYTES).decode(errors="replace"))
         return outcome
 

@@ -2,11 +2,14 @@
 
 import json
 import math
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from lab import preset
 from lab.data import shards
@@ -243,3 +246,15 @@ def test_a_gigabyte_printed_while_scoring_does_not_fill_the_disk(make_run):
     run, _ = make_run(HONEST + "for _ in range(1024):\n    print('x' * (1 << 20))\n")
     assert score_run(run)["status"] == "rejected"
     assert (run / "score.log").stat().st_size <= LOG_BYTES
+
+
+def test_a_killed_scoring_leaves_nothing_behind(make_run):
+    run, _ = make_run()
+    score_run(run)
+    before = sorted(path.name for path in run.iterdir())
+    killed = "score.ModelProcess.load = lambda *_: os._exit(9)"
+    code = f"import os, sys; from pathlib import Path; from lab.scoring import score; {killed}"
+    done = subprocess.run([sys.executable, "-c", f"{code}; score.score_run(Path(sys.argv[1]))", run], cwd=ROOT)
+    assert done.returncode == 9
+    score_run(run)
+    assert sorted(path.name for path in run.iterdir()) == before

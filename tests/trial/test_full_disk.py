@@ -43,6 +43,9 @@ def test_a_checkpoint_that_does_not_fit_is_one_error_and_leaves_nothing(checkout
     assert list((checkout.folder / "runs").glob("*/.checkpoint*")) == []
     assert small_disk("64m")
     assert "val_bpb:" in checkout.python("train.py", "--steps", 2, "-q").stdout
+    used = int(subprocess.check_output(["du", "-sk", checkout.folder / "runs"]).split()[0])
+    assert small_disk(f"{used + 50}k")
+    assert "No space left on device" in refusal(checkout.python("prepare.py", "score", "runs/latest", check=False))
 
 
 @pytest.mark.parametrize("left", ["0", "8k"])
