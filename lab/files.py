@@ -24,13 +24,25 @@ def cache_root() -> Path:
 
 
 def make_cache() -> None:
-    """Make the cache folder. Raises UserError when that is not possible."""
+    """Make the cache folder, without what killed processes left in it. Raises UserError when that is not possible."""
     try:
         cache_root().mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"cannot make the cache folder {cache_root()} ({error.strerror}); set AUTORESEARCH_CACHE to another folder"
         ) from None
+    for leftover in [*cache_root().glob(".*.tmp"), *cache_root().glob("users/.*.tmp")]:
+        if (pid := leftover.name.split(".")[-2]).isdigit() and _ended(int(pid)):
+            leftover.unlink(missing_ok=True)
+
+
+def _ended(pid: int) -> bool:
+    """Whether the process is gone that `write_atomic` named a temporary file after."""
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return error.errno == errno.ESRCH
+    return False
 
 
 def register() -> None:

@@ -203,8 +203,11 @@ def test_leftovers_of_a_killed_preparation_are_removed_by_the_next(prepared, cac
     (prepared / "manifest.json").unlink()
     leftover = prepared / ".train-00000.npy.999999.tmp"  # the name that lab.files.write_atomic gives
     leftover.write_bytes(b"half a shard")
+    ended, running = (cache / f".current.json.{pid}.tmp" for pid in (99999999, os.getpid()))
+    ended.touch()
+    running.touch()
     assert prepare(cache, text_file, vocab=300).returncode == 0
-    assert not leftover.exists()
+    assert [path.exists() for path in (leftover, ended, running)] == [False, False, True]
 
 
 def test_a_torn_line_in_the_journal_of_shards_is_done_again(prepared, cache, text_file):
