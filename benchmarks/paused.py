@@ -18,6 +18,7 @@ from processes_left import MARK, marked
 
 SECONDS = 120.0  # that a command may take
 DISK = "48m"
+INSIDE = "TORTURE_NAMESPACE"  # in the environment: mounts are this process's own
 
 # ---- commands that stop before a write
 
@@ -153,12 +154,12 @@ class Started:
 
 
 class Disk:
-    """A folder on a disk of its own that can be filled and made read-only; an ordinary folder without permission."""
+    """A folder on a disk of its own that can be filled and made read-only; an ordinary folder outside `in_namespace`."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         folder.mkdir()
-        self.real = sys.platform == "linux" and self._mount("-t", "tmpfs", "-o", f"size={DISK}", "tmpfs")
+        self.real = INSIDE in os.environ and self._mount("-t", "tmpfs", "-o", f"size={DISK}", "tmpfs")
 
     def _mount(self, *options: object) -> bool:
         return not subprocess.run(["mount", *map(str, options), self.folder], capture_output=True).returncode
@@ -186,9 +187,8 @@ class Disk:
 def in_namespace() -> None:
     """Start again in a mount namespace: its mounts end with it, and nobody else sees them."""
     command = ["unshare", "--mount", *(["--map-root-user"] if os.getuid() else [])]
-    inside = "TORTURE_NAMESPACE"
-    if inside in os.environ or shutil.which("unshare") is None:
+    if INSIDE in os.environ or shutil.which("unshare") is None:
         return
     if not subprocess.run([*command, "true"], capture_output=True).returncode:
-        os.environ[inside] = "1"
+        os.environ[INSIDE] = "1"
         os.execvp(command[0], [*command, sys.executable, *sys.argv])

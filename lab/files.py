@@ -98,16 +98,21 @@ def append_line(path: Path | str, line: str) -> None:
 
 def sealed(record: dict[str, Any]) -> dict[str, Any]:
     """`record` with a checksum of the rest as its last key: a bit that flips on the disk is noticed by `unsealed`."""
-    return record | {"check": _checksum(record)}
+    rest = _without_check(record)
+    return rest | {"check": _checksum(rest)}
 
 
 def unsealed(record: dict[str, Any]) -> dict[str, Any]:
     """The record without its checksum; one without, of an earlier version, as it is. Raises ValueError if it is
     damaged."""
-    rest = {key: value for key, value in record.items() if key != "check"}
+    rest = _without_check(record)
     if "check" in record and record["check"] != _checksum(rest):
         raise ValueError("the checksum differs")
     return rest
+
+
+def _without_check(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key != "check"}
 
 
 def _checksum(record: dict[str, Any]) -> str:

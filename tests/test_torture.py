@@ -50,4 +50,4 @@ def test_what_is_broken_is_found(tmp_path):
     *broken, whole, lost = json.loads(done.stdout.splitlines()[-1])
     wanted = ("results.tsv is not", "the worktree does not have", "results are lost", "the result of")
     assert [any(text in line for line in lines) for text, lines in zip(wanted, broken, strict=True)] == [True] * 4
-    assert (whole, lost) == ([], 1)
+    assert (whole, lost) == ([], 2)  # the baseline and one experiment

@@ -19,9 +19,9 @@ from lab.loop.source import Rejected, read_source
 from lab.preset import read_record
 from lab.show import NORMAL, QUIET, log, silent
 from lab.training.run import current_path
-from lab.trial.child import bound, interrupts_left_to_child
+from lab.trial.child import interrupts_left_to_child
 from lab.trial.runner import Runner
-from lab.trial.sandbox import available, self_test
+from lab.trial.sandbox import available, bound, self_test
 
 RESUME_HOURS = 6.0  # after its last record, a night tagged with yesterday's date is resumed
 
@@ -96,9 +96,7 @@ def night_settings(folder: Path, preset: str | None, minutes: float | None, verb
         flags = ["--quiet"] * quiet + ["--no-fit"] * bool(minutes)  # what fits is measured for the preset's own budget
         prepare = [sys.executable, str(ROOT / "prepare.py"), *flags, "--preset", preset]
         with interrupts_left_to_child():
-            done = subprocess.run(
-                prepare, cwd=ROOT, stdout=subprocess.DEVNULL if quiet else None, preexec_fn=bound(), check=False
-            )
+            done = subprocess.run(bound(prepare), cwd=ROOT, stdout=subprocess.DEVNULL if quiet else None, check=False)
         if done.returncode:
             sys.exit(done.returncode)  # prepare has printed its error
     if not current_path().is_file():

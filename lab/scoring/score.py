@@ -17,14 +17,12 @@ import contextlib
 import json
 import math
 import os
-import resource
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +34,6 @@ from lab.errors import UserError
 from lab.files import ROOT, remove, sha256, write_atomic
 from lab.preset import read_record
 from lab.scoring.model_server import read_frame, write_frame
-from lab.trial.child import lower
 from lab.trial.crash import read_bytes
 
 LOGIT_BYTES = 64 * 2**20  # per batch of float32 logits: bounds the memory of scoring
@@ -93,22 +90,20 @@ class ModelProcess:
 @contextlib.contextmanager
 def model_process(run_dir: Path, vocab_size: int, sandbox: str, seconds: float = SECONDS) -> Iterator[ModelProcess]:
     """A running model server of `run_dir` in a sandbox of this kind; killed after `seconds`."""
-    from lab.trial.sandbox import Policy, environment, wrap
+    from lab.trial.sandbox import Policy, bound, environment, wrap
 
     scratch = run_dir / "score"  # the only folder the model may write
     for path in (scratch, run_dir / "score.log"):  # training may have left anything there, links included
         remove(path, run_dir)
     scratch.mkdir()
     policy = Policy(writable=(scratch,), readable=(ROOT, run_dir))
-    command = wrap([sys.executable, "-m", "lab.scoring.model_server", str(run_dir)], policy, sandbox)
+    server = [sys.executable, "-m", "lab.scoring.model_server", str(run_dir)]
+    command = bound(wrap(server, policy, sandbox), LOG_BYTES)
     variables = environment(os.environ, policy) | {"PYTHONPATH": str(ROOT)}
     Path(variables["TMPDIR"]).mkdir(exist_ok=True)
     with open(run_dir / "score.log", "wb") as log:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
-        limit = partial(lower, resource.RLIMIT_FSIZE, LOG_BYTES)
-        process = subprocess.Popen(
-            command, cwd=scratch, env=variables, start_new_session=True, preexec_fn=limit, **pipes
-        )
+        process = subprocess.Popen(command, cwd=scratch, env=variables, start_new_session=True, **pipes)
     watch = threading.Timer(seconds, process.kill)
     watch.start()
     try:

@@ -40,7 +40,7 @@ from lab.preset import from_dict, load, read_record, to_dict
 from lab.show import MINUTES, NORMAL, QUIET, VERBOSE, Reading, Training, examples, verbosity_options, working
 from lab.training import parallel
 from lab.training.clock import Clock
-from lab.trial.child import bound
+from lab.trial.sandbox import bound
 
 DEFAULT_PRESET = "tinystories"
 SMOOTHING = 0.9  # of the displayed loss
@@ -350,9 +350,9 @@ def _score(run: Run, started: float) -> None:
     """Score in a separate process; print the comparison with the fit, then upstream's summary block."""
     directory = run.directory
     # No sandbox: the same code has just trained without one, and no sandbox has been run with Metal.
-    command = [sys.executable, ROOT / "prepare.py", "score", directory, "--sandbox", "none"]
+    command = bound([sys.executable, str(ROOT / "prepare.py"), "score", str(directory), "--sandbox", "none"])
     with working("scoring", run.verbosity):
-        scoring = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", preexec_fn=bound())
+        scoring = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     if scoring.returncode:
         raise UserError(
             scoring.stderr.strip().removeprefix("error: ") or f"the scorer failed with exit status {scoring.returncode}"

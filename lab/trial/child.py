@@ -8,9 +8,8 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 
 SET_PARENT_DEATH_SIGNAL = 1  # linux/prctl.h
 SPARE_PROCESSES = 512  # processes and threads that may be added to those running on the machine
@@ -19,19 +18,25 @@ SPARE_PROCESSES = 512  # processes and threads that may be added to those runnin
 def start(parent: str, disk_bytes: str, *command: str) -> None:
     """Make this process end with the guard, set its limits and become `command`."""
     die_with_parent(int(parent))
-    lower(resource.RLIMIT_CORE, 0)
-    lower(resource.RLIMIT_FSIZE, int(disk_bytes))
+    _lower(resource.RLIMIT_CORE, 0)
+    _lower(resource.RLIMIT_FSIZE, int(disk_bytes))
     if sys.platform == "linux":
         with open("/proc/self/oom_score_adj", "w", encoding="utf-8") as file:
             file.write("1000")  # out of memory, the kernel kills this process first
         with open("/proc/loadavg", encoding="utf-8") as file:
             tasks = int(file.read().split()[3].split("/")[1])
-        lower(resource.RLIMIT_NPROC, tasks + SPARE_PROCESSES)
+        _lower(resource.RLIMIT_NPROC, tasks + SPARE_PROCESSES)
     execute(list(command))
 
 
-def lower(limit: int, value: int) -> None:
-    """Set a limit of this process, or keep a lower one."""
+def under(parent: str, file_bytes: str, *command: str) -> None:
+    """Become `command`, which ends with process `parent` and writes no file beyond `file_bytes`."""
+    die_with_parent(int(parent))
+    _lower(resource.RLIMIT_FSIZE, int(file_bytes))
+    execute(list(command))
+
+
+def _lower(limit: int, value: int) -> None:
     hard = resource.getrlimit(limit)[1]
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(limit, (value, value))
@@ -43,11 +48,6 @@ def die_with_parent(parent: int) -> None:
         ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, int(signal.SIGKILL), 0, 0, 0)
         if os.getppid() != parent:
             os._exit(1)
-
-
-def bound() -> Callable[[], None]:
-    """`preexec_fn` of a process that must end with this one, also when this one is killed (Linux only)."""
-    return partial(die_with_parent, os.getpid())
 
 
 @contextmanager

@@ -9,6 +9,7 @@ exceed a limit by what it takes in 0.25 s; no file grows past the disk limit.
 """
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -122,7 +123,9 @@ def guard() -> None:
     try:
         with open(path, "xb+", buffering=0) as log:
             outcome = _Watch(job, log).outcome()
-    except OSError as error:  # the log does not fit the disk
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
         outcome = Outcome("disk", 0.0, 1, Crash("disk", f"{error.strerror}: {path}"), 0.0)
     with contextlib.suppress(BrokenPipeError):  # the loop has ended, and now its child has too
         os.write(1, json.dumps(asdict(outcome)).encode())

@@ -24,10 +24,9 @@ from lab.machine import hardware
 from lab.machine.condition import SLEPT_SECONDS, Condition, condition, invalid_reason, wait_reason
 from lab.show import silent
 from lab.trial import guard
-from lab.trial.child import bound
 from lab.trial.crash import read_bytes
 from lab.trial.guard import Limits
-from lab.trial.sandbox import Policy
+from lab.trial.sandbox import Policy, bound
 
 MEMORY_SHARE = 0.7  # of the machine's memory that a run may take
 RECORDS = (
@@ -191,17 +190,16 @@ class Runner:
         """score.json of a scorer in a separate process, which is started once more if it was killed."""
         write_atomic(run_dir / "train.py", source)
         write_atomic(run_dir / "settings.json", json.dumps(sealed(self.settings | {"seed": seed, "steps": steps})))
-        scorer = [sys.executable, str(self.worktree / "prepare.py"), "score"]
+        scorer = [sys.executable, str(self.worktree / "prepare.py"), "score", str(run_dir), "--sandbox", self.sandbox]
         for _ in range(2):
             (run_dir / "score.json").unlink(missing_ok=True)
             done = subprocess.run(
-                [*scorer, str(run_dir), "--sandbox", self.sandbox, *flags],
+                bound([*scorer, *flags]),
                 capture_output=True,
                 encoding="utf-8",
                 errors="replace",
                 cwd=self.worktree,
                 start_new_session=True,
-                preexec_fn=bound(),
             )
             self._echo(done.stdout + done.stderr)
             if (run_dir / "score.json").is_file():

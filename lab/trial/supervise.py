@@ -7,12 +7,14 @@ the command with it (Linux), but not what the command had started. Servers that 
 and stay; so does what another service starts on request (cron, systemd-run, docker, a tmux server).
 """
 
+import os
 import select
 import subprocess
 import sys
+from functools import partial
 
 from lab.machine import processes
-from lab.trial.child import bound
+from lab.trial.child import die_with_parent
 
 INTERVAL = 0.25  # seconds between two looks at the descendants
 
@@ -21,7 +23,8 @@ def supervise(grace: str, *command: str) -> None:
     """Run `command`; give its descendants `grace` seconds between SIGTERM and SIGKILL. Exits with its status, as a
     shell does: 128 + signal."""
     processes.adopt_orphans()
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=bound())
+    bound = partial(die_with_parent, os.getpid())
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=bound)
     tree = processes.Tree(child)
     while child.poll() is None and not select.select([0], [], [], INTERVAL)[0]:
         tree.members()  # remembers them: on macOS a later look cannot find those that detached
