@@ -125,13 +125,11 @@ class Night:
         self.journal.record("refused", fingerprint=mark, reason=reason, **proposal.record)
 
     def commit(self, proposal: Proposal) -> bool:
-        """Commit and move the branch, then write the journal: what it names is on the branch, so git never prunes it. A
-        kill between the two leaves a branch that the next step moves back."""
+        """Commit first, then write the journal. After a kill between the two, the next step moves the branch back."""
         state = self.journal.state
         number, commit, source = len(state.experiments), state.head(), proposal.source
         if state.incumbent:
             commit = self.branch.commit(source, f"experiment {number}: {proposal.hypothesis}")
-            self.branch.reset(commit)
         elif reason := self.runner.preflight(source):
             raise UserError(f"the baseline fails its preflight: {reason}")
         marks = {"fingerprint": fingerprint(source, self.settings), "nodes": nodes(source, self.settings)}

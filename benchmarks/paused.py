@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from processes_left import MARK, marked
 
-SECONDS = 120.0  # that a command may take
+SECONDS = 600.0  # that a command may take
 DISK = "48m"
 INSIDE = "TORTURE_NAMESPACE"  # in the environment: mounts are this process's own
 
@@ -154,7 +154,7 @@ class Started:
 
 
 class Disk:
-    """A folder on a disk of its own that can be filled and made read-only; an ordinary folder outside `in_namespace`."""
+    """A folder on a disk of its own that can be filled and made read-only; an ordinary one outside `in_namespace`."""
 
     def __init__(self, folder: Path):
         self.folder = folder

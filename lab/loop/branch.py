@@ -107,14 +107,17 @@ class Branch:
         return git(self.repository, "cat-file", "blob", f"{commit}:train.py", strip=False).replace("\r\n", "\n")
 
     def commit(self, source: str, message: str) -> str:
-        """Commit this train.py on top of the branch; returns the commit. `reset` moves the branch."""
+        """Commit this train.py to the branch, and return the commit. `reset` changes the worktree."""
         parent = self.head
         blob = git(self.repository, "hash-object", "-w", "--stdin", text=source)
         files = git(self.repository, "ls-tree", "-z", parent, strip=False)
         files = re.sub(r"(?<= blob )\w+(?=\ttrain\.py\0)", blob, files)
         tree = git(self.repository, "mktree", "-z", text=files)
         env = users(self.repository)
-        return git(self.repository, "commit-tree", tree, "-p", parent, text=message, env=env)
+        commit = git(self.repository, "commit-tree", tree, "-p", parent, text=message, env=env)
+        git(self.repository, "update-ref", self.ref, commit)
+        self.source(commit)  # raises UserError if a `git gc` at this moment has removed a part
+        return commit
 
     def reset(self, commit: str) -> None:
         """Reset the branch and its files to `commit`, whatever state they are in."""

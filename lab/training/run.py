@@ -89,8 +89,9 @@ class Run:
         directory.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, directory / "train.py")
         write_atomic(directory / "settings.json", json.dumps(sealed(record), indent=1))
-        for stale in ("steps.jsonl", "checkpoint.safetensors", "train.json", "score.json", "result.json"):
-            (directory / stale).unlink(missing_ok=True)  # of an earlier run in this folder
+        stale = ("steps.jsonl", "checkpoint.safetensors", "train.json", "score.json", "result.json")
+        for path in [*map(directory.joinpath, stale), *directory.glob(".*.tmp")]:  # of an earlier run in this folder
+            path.unlink(missing_ok=True)
 
     def _agree(self, source: Path) -> None:
         """Raise UserError unless every rank has the same preset, text and source."""

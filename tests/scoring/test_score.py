@@ -256,5 +256,6 @@ def test_a_killed_scoring_leaves_nothing_behind(make_run):
     code = f"import os, sys; from pathlib import Path; from lab.scoring import score; {killed}"
     done = subprocess.run([sys.executable, "-c", f"{code}; score.score_run(Path(sys.argv[1]))", run], cwd=ROOT)
     assert done.returncode == 9
+    (run / ".score.json.1.tmp").touch()
     score_run(run)
     assert sorted(path.name for path in run.iterdir()) == before
