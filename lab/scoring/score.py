@@ -93,11 +93,7 @@ def model_process(run_dir: Path, vocab_size: int, sandbox: str, seconds: float =
     from lab.trial.sandbox import Policy, bound, environment, wrap
 
     scratch = run_dir / "score"  # the only folder the model may write
-    for path in (
-        scratch,
-        run_dir / "score.log",
-        *run_dir.glob(".*.tmp"),
-    ):  # training may have left anything there, links included
+    for path in (scratch, run_dir / "score.log", *run_dir.glob(".*.tmp")):  # training may have left anything, links too
         remove(path, run_dir)
     scratch.mkdir()
     policy = Policy(writable=(scratch,), readable=(ROOT, run_dir))

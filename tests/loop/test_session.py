@@ -37,6 +37,7 @@ def test_the_default_tag_is_todays_or_that_of_the_night_running_past_midnight(tm
 def night(tmp_path, prepared, monkeypatch):
     """A night of two experiments, and a function that opens it again, as the next command does."""
     n = begin(tmp_path)
+    n.rigor = "none"  # the fewest runs
     n.go(2)
     monkeypatch.setattr(session, "ROOT", n.branch.repository)
     n.reopen = lambda: session.open_night(n.folder, preset=None, minutes=None, sandbox="none")
