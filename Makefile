@@ -43,7 +43,7 @@ AGENT_FLAGS := $(VERBOSITY) $(if $(PRESET),--preset $(call quote,$(PRESET))) $(i
 COMPILE := uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	--no-annotate --extra dev
 
-.PHONY: help setup prepare fit train agent suggest skip confirm status report score sample doctor evidence clean-cache clean-runs test fuzz bench lint format lock clean
+.PHONY: help setup prepare fit train agent suggest skip confirm status report score sample doctor evidence clean-cache clean-runs test fuzz bench torture soak lint format lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -123,6 +123,12 @@ fuzz: $(READY)  ## feed random input to everything that reads files or answers, 
 
 bench: $(READY)  ## measure a step, data, scoring and a night; writes benchmarks/out/bench.json (ARGS='step --rounds 9')
 	@$(PY) benchmarks/bench.py $(ARGS)
+
+torture: $(READY)  ## inject 300 faults into prepare, train, score and nights; nothing may be lost (ARGS='--faults 20 --only disk')
+	@$(PY) benchmarks/torture.py $(ARGS)
+
+soak: $(READY)  ## run a simulated night of 1,000 experiments; memory, open files and time must not grow
+	@$(PY) benchmarks/soak.py $(ARGS)
 
 lint: $(READY)  ## check style, format and import order
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(VENV)/bin/lint-imports --no-logo

@@ -32,7 +32,7 @@ from lab.agents.external import External
 from lab.agents.search import Search
 from lab.agents.suggested import NAME, proposed
 from lab.errors import UserError, one_line
-from lab.files import ROOT, write_atomic
+from lab.files import ROOT, sealed, unsealed, write_atomic
 from lab.interface.dashboard import dashboard, summary
 from lab.interface.options import agent_options, end_options, futility_option, night_options, tag_option, until_option
 from lab.interface.report import sample_stories, serve, write_report
@@ -181,7 +181,8 @@ class Night:
         self.journal.record("refused", fingerprint=mark, reason=reason, **proposal.record, **more)
 
     def commit(self, proposal: Proposal, **more: str) -> bool:
-        """Commit first, then write the journal. A kill between the two leaves only a commit on no branch."""
+        """Commit first, then write the journal. After a kill between the two, the next step moves the
+        branch back."""
         state = self.journal.state
         number, commit, source = len(state.experiments), state.head(), proposal.source
         if state.incumbent:
@@ -304,11 +305,11 @@ class Night:
     def kept_result(self, name: str, measure: Callable[[], Any]) -> dict[str, Any]:
         """The result of a run; one that a kill left unrecorded is taken over."""
         kept = self.folder / "results" / f"{name}.json"
-        if not kept.is_file():
-            measured = measure()
+        if not (result := unrecorded(kept)):
+            result = vars(measure())
             kept.parent.mkdir(exist_ok=True)
-            write_atomic(kept, json.dumps(vars(measured)))
-        return json.loads(kept.read_text(encoding="utf-8"))
+            write_atomic(kept, json.dumps(sealed(result)))
+        return result
 
     def judge(self) -> None:
         state = self.journal.state
@@ -342,6 +343,14 @@ def applied(suggestion: Suggestion, folder: Path, state: State) -> None:
         check(proposed(suggestion, briefing, Search()).source, base, state.tried.keys(), briefing.settings)
     except Rejected as reason:
         raise UserError(f"{suggestion.text}: {reason}") from None
+
+
+def unrecorded(path: Path) -> dict[str, Any]:
+    """The result of a run that a kill left unrecorded; {} without one that is whole."""
+    try:
+        return unsealed(json.loads(path.read_bytes()))
+    except (OSError, ValueError, AttributeError):
+        return {}
 
 
 @click.group(help="Run a night of experiments, try a change of your own, and see the results.")

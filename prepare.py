@@ -90,7 +90,7 @@ def prepare(
     from lab import preset
     from lab.data import shards
     from lab.data.corpus import open_corpus
-    from lab.files import make_cache, write_atomic
+    from lab.files import make_cache, sealed, write_atomic
     from lab.machine import hardware
     from lab.machine.fit import fitted
 
@@ -124,7 +124,7 @@ def prepare(
     )
     chosen, measured = fitted(chosen, prepared.folder, fit, print if verbosity > QUIET else silent)
     record = {"preset": preset.to_dict(chosen), "tier": tier, "fit": measured, "prepared": str(prepared.folder)}
-    write_atomic(current_path(), json.dumps(record, indent=1))
+    write_atomic(current_path(), json.dumps(sealed(record), indent=1))
     if verbosity == VERBOSE:
         print("\n".join(f"{name} = {value!r}" for name, value in chosen.settings().items()))
 

@@ -2,12 +2,15 @@
 
 import errno
 import hashlib
+import json
 import os
 import secrets
 import shutil
 import subprocess
+import zlib
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from lab.errors import UserError
 
@@ -32,13 +35,25 @@ def without_places(text: str) -> str:
 
 
 def make_cache() -> None:
-    """Make the cache folder. Raises UserError when that is not possible."""
+    """Make the cache folder, without what killed processes left in it. Raises UserError when that is not possible."""
     try:
         cache_root().mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"cannot make the cache folder {cache_root()} ({error.strerror}); set AUTORESEARCH_CACHE to another folder"
         ) from None
+    for leftover in [*cache_root().glob(".*.tmp"), *cache_root().glob("users/.*.tmp")]:
+        if (pid := leftover.name.split(".")[-2]).isdigit() and _ended(int(pid)):
+            leftover.unlink(missing_ok=True)
+
+
+def _ended(pid: int) -> bool:
+    """Whether the process is gone that `write_atomic` named a temporary file after."""
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return error.errno == errno.ESRCH
+    return False
 
 
 def register() -> None:
@@ -91,6 +106,29 @@ def append_line(path: Path | str, line: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sealed(record: dict[str, Any]) -> dict[str, Any]:
+    """`record` with a checksum of the rest as its last key: a bit that flips on the disk is noticed by `unsealed`."""
+    rest = _without_check(record)
+    return rest | {"check": _checksum(rest)}
+
+
+def unsealed(record: dict[str, Any]) -> dict[str, Any]:
+    """The record without its checksum; one without, of an earlier version, as it is. Raises ValueError if it is
+    damaged."""
+    rest = _without_check(record)
+    if "check" in record and record["check"] != _checksum(rest):
+        raise ValueError("the checksum differs")
+    return rest
+
+
+def _without_check(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key != "check"}
+
+
+def _checksum(record: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(record).encode()):08x}"
 
 
 def inside(path: Path, folder: Path) -> Path:

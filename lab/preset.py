@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from lab.errors import UserError, one_line
-from lab.files import ROOT
+from lab.files import ROOT, unsealed
 
 FOLDER = ROOT / "presets"
 BYTES_VOCAB = 256  # a vocabulary of this size is raw bytes: 256 byte tokens plus the special one, nothing trained
@@ -199,14 +199,14 @@ def read_record(path: Path, remedy: str, of_run: bool = False) -> dict[str, Any]
 
     Raises UserError for a damaged file."""
     try:
-        record = {"tier": None, "fit": None, "steps": None, "seed": 0} | json.loads(path.read_bytes())
+        record = {"tier": None, "fit": None, "steps": None, "seed": 0} | unsealed(json.loads(path.read_bytes()))
         preset = from_dict(record["preset"])
         validate(preset, "preset")
         minutes = record["minutes"] if of_run else record.get("minutes") or 1.0
         kinds = {"tier": str | None, "fit": dict | None, "steps": int | None, "seed": int, "prepared": str}
         if all(isinstance(record[key], kind) for key, kind in kinds.items()) and 0 < minutes < LONGEST_MINUTES:
             return record | {"preset": to_dict(preset)}
-    except (ValueError, KeyError, TypeError, RecursionError, UserError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UserError):
         pass
     raise UserError(f"{path} is damaged; {remedy}") from None
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import ROOT, documents, environment, write_jsonl
+from conftest import ROOT, documents, edit, environment, write_jsonl
 
 from lab.loop.journal import Journal
 
@@ -45,10 +45,10 @@ class Checkout:
         text = write_jsonl(folder / "text.jsonl", documents(400))
         self.python("prepare.py", "--no-fit", "--preset", "offline", "--vocab", "256", "--seq", "64", "--files", text)
         current = self.cache / "current.json"
-        record = json.loads(current.read_text())
-        record["preset"]["model"] |= {"depth": 2, "width": 64, "head_dim": 32}
-        record["preset"]["batch"] |= {"rows": 4, "tokens_per_step": 256, "processes": 1}
-        current.write_text(json.dumps(record))
+        preset = json.loads(current.read_text())["preset"]
+        preset["model"] |= {"depth": 2, "width": 64, "head_dim": 32}
+        preset["batch"] |= {"rows": 4, "tokens_per_step": 256, "processes": 1}
+        edit(current, preset=preset)
 
     def at(self, folder: Path) -> "Checkout":
         """This checkout, with its cache, at another place: to be moved or copied there."""

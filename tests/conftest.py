@@ -67,6 +67,13 @@ def write_jsonl(path: Path, texts: list[str]) -> Path:
     return path
 
 
+def edit(path: Path, **changes: object) -> None:
+    """Change keys of settings; without their checksum, which would not match, they are like an earlier version's."""
+    record = json.loads(path.read_text("utf-8")) | changes
+    record.pop("check", None)
+    path.write_text(json.dumps(record), "utf-8")
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache folder that is not there yet. Every test has one: none may touch the user's."""
@@ -102,5 +109,6 @@ def prepared(prepared_once: Path, cache: Path) -> Path:
     """This test's own copy of `prepared_once`: the folder with the manifest, in this test's cache."""
     shutil.copytree(prepared_once, cache)
     current = cache / "current.json"
-    current.write_text(current.read_text().replace(str(prepared_once), str(cache)))
-    return Path(json.loads(current.read_text())["prepared"])
+    folder = Path(json.loads(current.read_text())["prepared"].replace(str(prepared_once), str(cache)))
+    edit(current, prepared=str(folder))
+    return folder

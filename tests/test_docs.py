@@ -185,7 +185,8 @@ def accept(monkeypatch):
 @pytest.mark.parametrize("command", [*PARSED, *inline()])
 def test_a_command_that_is_not_run_is_accepted(accept, command):
     calls = script_calls(command)
-    assert calls or command.split()[1] in ("test", "setup", "lock", "lint", "format", "clean", "pull", "bench")
+    targets = ("test", "setup", "lock", "lint", "format", "clean", "pull", "bench", "torture", "soak")
+    assert calls or command.split()[1] in targets
     for call in calls:
         accept(call)
     if PARSED.get(command) == CLI:  # what the shell gets: the briefing, and a syntax that it knows
@@ -285,4 +286,4 @@ def test_every_field_of_the_journal_is_documented(walked):
     records = [json.loads(line) for line in walked["journal"].splitlines()]
     assert {record["event"] for record in records} >= {"start", "proposal", "run", "verdict", "kept"}
     for record in records:
-        assert set(record) - table[record["event"]] == {"n", "time", "event"}, record
+        assert set(record) - table[record["event"]] == {"n", "time", "event", "check"}, record

@@ -71,6 +71,17 @@ def test_a_run_spoiled_once_is_run_again(night):
     assert n.runner.names.count("e0001-r1") == n.runner.names.count("e0001-r2") == 1
 
 
+@pytest.mark.parametrize("damage", [lambda text: text[:20], lambda text: text.replace("0.5", "0.4")])
+def test_a_damaged_result_that_is_not_recorded_yet_is_measured_again(night, damage):
+    n = night()
+    n.go(0)
+    kept = n.folder / "results" / "e0000-r1.json"
+    kept.write_text(kept.read_text().replace('"minutes": 5.0', '"minutes": 0.5'))
+    (n.folder / "results" / "e0001-r1.json").write_text(damage(kept.read_text()))
+    assert n.go(1) == "done"
+    assert "e0001-r1" in n.runner.names
+
+
 def test_a_baseline_that_the_machine_spoils_three_times_is_told_to_the_user(night):
     with pytest.raises(UserError, match="close other programs and run it again"):
         night(spoil=lambda name: True).go(1)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import edit
 from mlx.utils import tree_flatten, tree_map
 
 from lab import preset
@@ -388,10 +389,10 @@ def prepared(tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr
     current = folder / "cache" / "current.json"
-    record = json.loads(current.read_text())
-    record["preset"]["model"] |= {"depth": 2, "width": 64, "head_dim": 32}
-    record["preset"]["batch"] |= {"rows": 8, "tokens_per_step": 512, "processes": 1, "doubling": 1.0}
-    current.write_text(json.dumps(record))
+    preset = json.loads(current.read_text())["preset"]
+    preset["model"] |= {"depth": 2, "width": 64, "head_dim": 32}
+    preset["batch"] |= {"rows": 8, "tokens_per_step": 512, "processes": 1, "doubling": 1.0}
+    edit(current, preset=preset)
     return folder, env
 
 

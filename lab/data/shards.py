@@ -34,7 +34,7 @@ import numpy as np
 from lab import quota
 from lab.data.tokens import Tokenizer, train_tokenizer
 from lab.errors import UserError
-from lab.files import append_line, cache_root, register, sha256, write_atomic
+from lab.files import append_line, cache_root, register, sealed, sha256, unsealed, write_atomic
 from lab.preset import Preset
 
 if TYPE_CHECKING:
@@ -119,13 +119,13 @@ def open_prepared(folder: Path, parts: tuple[str, ...] = PARTS) -> Prepared:
 def _manifest(folder: Path) -> dict[str, Any]:
     """The manifest of `folder`. Raises UserError if it is damaged."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = unsealed(json.loads((folder / "manifest.json").read_bytes()))
         for entry in (*manifest["train"], manifest["val"], NO_COUNTS | manifest["tokenizer"]):
             _shard(entry)
         numbers = [manifest["vocab_size"], *(manifest["totals"][key] for key in NO_COUNTS)]
         if all(type(number) is int for number in numbers) and isinstance(manifest["val_text_sha256"], str):
             return manifest
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise UserError(f"damaged in {folder}: manifest.json; `make prepare` rebuilds it")
 
@@ -195,7 +195,7 @@ def _build(folder: Path, preset: Preset, corpus: "Corpus", decides: dict[str, An
         "totals": {key: sum(getattr(shard, key) for shard in train) for key in ("documents", "bytes", "tokens")},
         "versions": {"numpy": np.__version__, "tokenizers": version("tokenizers")},
     }
-    write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1))
+    write_atomic(folder / "manifest.json", json.dumps(sealed(manifest), indent=1))
 
 
 def held_out_documents(documents: Iterable[str], limit: int) -> tuple[list[str], list[str]]:
@@ -308,7 +308,7 @@ def _first_bytes(documents: Iterator[str], limit: int) -> Iterator[str]:
 
 
 def _record(folder: Path, shard: Shard) -> None:
-    append_line(folder / "shards.jsonl", json.dumps(shard._asdict()))
+    append_line(folder / "shards.jsonl", json.dumps(sealed(shard._asdict())))
 
 
 def _finished_shards(folder: Path) -> dict[str, Shard]:
@@ -317,8 +317,8 @@ def _finished_shards(folder: Path) -> dict[str, Shard]:
     path = folder / "shards.jsonl"
     for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
-            shard = _shard(json.loads(line))
-        except (ValueError, TypeError, RecursionError):
+            shard = _shard(unsealed(json.loads(line)))
+        except (ValueError, TypeError, AttributeError, RecursionError):
             continue
         file = folder / shard.name
         if file.is_file() and sha256(file) == shard.sha256:

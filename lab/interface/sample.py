@@ -25,7 +25,6 @@ from lab.errors import CONTROLS, UserError
 from lab.files import ROOT
 from lab.loop.branch import check_tag
 from lab.loop.journal import Journal, read
-from lab.preset import read_record
 
 COLUMN = 40  # least width of a readable column, in characters
 
@@ -96,10 +95,9 @@ def opened(run_dir: Path, sandbox: str) -> Iterator[Opened]:
 
 def records(run_dir: Path) -> tuple[dict[str, Any], Tokenizer]:
     """Settings and tokenizer of a run with a checkpoint. Raises UserError if the run is incomplete."""
-    for name in ("checkpoint.safetensors", "settings.json", "train.py"):
-        if not (run_dir / name).is_file():
-            raise UserError(f"{run_dir} has no {name}; choose a finished run in runs/ or nights/TAG/runs/")
-    settings = read_record(run_dir / "settings.json", "choose another run", of_run=True)
+    from lab.scoring.score import finished
+
+    settings = finished(run_dir)
     return settings, open_prepared(Path(settings["prepared"]), parts=("tokenizer",)).tokenizer
 
 

@@ -19,6 +19,7 @@ from lab.files import inside, write_atomic
 from lab.loop.git import branch, entry, git, named, repository, run, unfiltered, users
 
 TAG = re.compile(r"(?!.*(\.\.|\.lock$|\.$))[A-Za-z0-9][A-Za-z0-9._-]{0,79}", re.ASCII)
+COMMON = b"../..\n"  # git's content of commondir in .git/worktrees/NAME
 TAG_RULE = "up to 80 letters, digits, dots, hyphens and underscores, starting with a letter or digit"
 
 
@@ -40,19 +41,21 @@ class Branch:
     log: Callable[[str], None] = print
 
     def ensure(self, start: str) -> Path:
-        """The worktree's entry in .git/worktrees. Creates branch (at commit `start`) and worktree if missing, repairs a
-        worktree that was moved, copied or lost. Raises UserError if that would touch anything that is not ours."""
+        """The worktree's entry in .git/worktrees. Creates branch (at commit `start`) and worktree if missing, repairs
+        those that were moved, copied or lost. Raises UserError if that would touch anything that is not ours."""
         inside(self.worktree / ".git", self.repository)
         common, own = repository(self.repository), self.worktree / ".git"
         for checkout in (common, self.repository / ".git"):
             if branch(checkout) == self.ref:
                 raise UserError(f"{self.name} is checked out in {self.repository}; run there: git switch -")
+        self._restore(common, start)
         if not self._entry(common):
             if foreign(own):
                 self._set_aside()
             if not self._link(common):
                 self._set_aside()
-                self._add(start)
+                add = (*unfiltered(self.repository), "worktree", "add", "--quiet", str(self.worktree), self.name)
+                git(self.repository, *add)
         if valid := self._entry(common):
             return valid
         raise UserError(f"{self.worktree} is not a worktree of {self.repository}; move it away, then run again")
@@ -89,10 +92,11 @@ class Branch:
             self.worktree.rename(spare)
             self.log(f"{self.worktree} was not the worktree of this night; its content is now in {spare}")
 
-    def _add(self, start: str) -> None:
-        exists = git(self.repository, "rev-parse", "--verify", "--quiet", self.ref, check=False)
-        create = [str(self.worktree), self.name] if exists else ["-b", self.name, str(self.worktree), start]
-        git(self.repository, *unfiltered(self.repository), "worktree", "add", "--quiet", *create)
+    def _restore(self, common: Path, start: str) -> None:
+        """Create the branch where it is missing, or a crash of the machine has emptied its file."""
+        if not git(self.repository, "rev-parse", "--verify", "--quiet", f"{self.ref}^{{commit}}", check=False):
+            (common / self.ref).unlink(missing_ok=True)
+            git(self.repository, "update-ref", self.ref, start)
 
     @property
     def head(self) -> str:
@@ -114,14 +118,17 @@ class Branch:
                 raise UserError("later changes overlap with it") from None
 
     def commit(self, source: str, message: str) -> str:
-        """Commit this train.py on top of the branch; returns the commit. `reset` moves the branch."""
+        """Commit this train.py to the branch, and return the commit. `reset` changes the worktree."""
         parent = self.head
         blob = git(self.repository, "hash-object", "-w", "--stdin", text=source)
         files = git(self.repository, "ls-tree", "-z", parent, strip=False)
         files = re.sub(r"(?<= blob )\w+(?=\ttrain\.py\0)", blob, files)
         tree = git(self.repository, "mktree", "-z", text=files)
         env = users(self.repository)
-        return git(self.repository, "commit-tree", tree, "-p", parent, text=message, env=env)
+        commit = git(self.repository, "commit-tree", tree, "-p", parent, text=message, env=env)
+        git(self.repository, "update-ref", self.ref, commit)
+        self.source(commit)  # raises UserError if a `git gc` at this moment has removed a part
+        return commit
 
     def reset(self, commit: str) -> None:
         """Reset the branch and its files to `commit`, whatever state they are in."""
@@ -129,6 +136,9 @@ class Branch:
         common = own.parent.parent
         for lock in (own / "index.lock", own / "HEAD.lock", common / f"{self.ref}.lock"):
             lock.unlink(missing_ok=True)  # ours: one loop per branch, and this is it
+        shared = own / "commondir"
+        if not shared.is_file() or shared.read_bytes() != COMMON:
+            write_atomic(shared, COMMON)
         if branch(own) != self.ref:
             write_atomic(own / "HEAD", f"ref: {self.ref}\n")
         put = (*unfiltered(self.worktree), "reset", "--quiet", "--hard", commit)

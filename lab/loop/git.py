@@ -10,9 +10,11 @@ import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from shutil import disk_usage
 
 from lab.errors import UserError
 
+ROOM = 1 << 20  # bytes; with less free, git's failures are due to the disk, which its messages do not always say
 SECONDS = 300.0  # a checkout on a slow disk takes seconds
 ADVICE = "clone the project with `git clone`, or run there: git init && git add -A && git commit -m start"
 # git always reads a repository's own configuration; these override it.
@@ -78,7 +80,9 @@ def run(folder: Path, *arguments: str, data: bytes = b"", env: Mapping[str, str]
                 raise UserError(f"git took longer than {SECONDS:.0f} s in {folder}; run again") from None
             raise
     if process.returncode:
-        raise UserError(f"git failed in {folder}: {_reason(errors.decode(errors='replace'), process.returncode)}")
+        reason = _reason(errors.decode(errors="replace"), process.returncode)
+        full = "; No space left on device: free disk space, then run again" * (disk_usage(folder).free < ROOM)
+        raise UserError(f"git failed in {folder}: {reason}{full}")
     return printed
 
 

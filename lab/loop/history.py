@@ -6,6 +6,7 @@ next. Sources are not kept and texts are cut to one printable line, so the state
 """
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, Literal, NamedTuple
@@ -183,6 +184,13 @@ class State:
         ran = self.incumbent if now.who == "incumbent" else self.pending
         number = ran.runs + 1
         return Step("run", self.pending.id, now.who, f"e{ran.id:04d}-r{number}", now.seed or number)
+
+    def runs(self) -> Iterator[str]:
+        """The names of all runs so far, and of those that may come next."""
+        for ran in self.experiments:
+            next_run = self.pending is not None and (ran is self.pending or ran is self.incumbent)
+            for number in range(1, ran.runs + next_run + 1):
+                yield f"e{ran.id:04d}-r{number}"
 
     def head(self) -> str:
         """The commit that the branch must be on: the candidate's, or the incumbent's once it is settled."""

@@ -3,11 +3,11 @@
 Every line has "n" (1, 2, 3 ... without gaps), "time" (ISO 8601, UTC) and "event"; lab.loop.history.FIELDS lists each
 event's other fields, and State there is the fold. The events of an experiment, and what a kill -9 leaves before each:
 
-    proposal   The commit exists; the branch moves to State.head() afterwards. Killed before: the commit is on no
-               branch, and no time was spent on it.
+    proposal   The commit exists, and the branch is on it. Killed before: the next step moves the branch back, and no
+               time was spent on it.
     run        One training run and its score, valid or not. Its name (e0007-r2: experiment 7, second run) follows
-               from the journal alone. Killed before: if runs/<name>/result.json is complete, the loop records it
-               instead of running again; if not, it deletes the folder and runs. A name is recorded once.
+               from the journal alone. Killed before: if results/<name>.json is whole, the loop records it instead of
+               running again; if not, it deletes the run's folder and runs. A name is recorded once.
     verdict    Written before git acts on it. "again" names who runs next.
     kept, discarded, crashed
                Close the experiment, after the branch was left or reset (both idempotent: repeat them).
@@ -22,20 +22,21 @@ a crash with "spoiled". A crash of the candidate settles it; if the incumbent cr
 run again during this experiment.
 
 A line that a kill cut short was never acted on: readers ignore it and a writer removes it. Any other damage is an
-error, since `n` shows that something is missing. One writer at a time: hold `lock` around a Journal that records.
+error, since `n` shows that something is missing and "check", a checksum of the line, that something has changed
+(journals of earlier versions have none). One writer at a time: hold `lock` around a Journal that records.
 """
 
 import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from lab.errors import UserError
-from lab.files import append_line, write_atomic
+from lab.files import append_line, sealed, unsealed, write_atomic
 from lab.loop.history import Experiment, State
 
 HEADER = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
@@ -48,24 +49,38 @@ class Journal:
         self.folder = Path(folder)
         self.path = self.folder / "journal.jsonl"
         self.state = State()
-        for record in read(self.path):
+        self.size = 0  # of the file, bytes, without an incomplete last line
+        for line in _lines(self.path):
+            record = _parse(line, self.state.n + 1, self.path)
             try:
                 self.state.check(record["event"], record)
             except ValueError as error:
                 raise UserError(f"{self.path}: event {record['n']} is invalid: {error}") from error
             self.state.apply(record)
+            self.size += len(line)
+        self.opened = self.path.stat().st_size if self.path.exists() else 0
 
     def record(self, event: str, **fields: Any) -> dict[str, Any]:
         """Append one event, synced to the disk, then fold it in."""
         self.state.check(event, fields)
         time = datetime.now(UTC).isoformat(timespec="seconds")
         record = {"n": self.state.n + 1, "time": time, "event": event, **fields}
-        line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode(errors="replace").decode()
+        line = json.dumps(sealed(record), ensure_ascii=False, allow_nan=False).encode(errors="replace").decode()
         self.folder.mkdir(parents=True, exist_ok=True)
-        _drop_partial_line(self.path)
+        self._drop_partial_line()
         append_line(self.path, line)
-        self.state.apply(json.loads(line))  # as every reader will
+        self.size = self.opened = self.path.stat().st_size
+        self.state.apply(unsealed(json.loads(line)))  # as every reader will
         return record
+
+    def _drop_partial_line(self) -> None:
+        """Remove an incomplete last line: its writer was killed before it counted. Raises UserError if the file is not
+        as this object read or wrote it: what is appended to it could not be read again."""
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if size != self.opened:
+            raise UserError(f"{self.path} was changed by another program; restore it, then run again")
+        if size > self.size:
+            os.truncate(self.path, self.size)
 
     def write_results(self) -> None:
         """Rewrite results.tsv: upstream's five columns, one row per settled experiment."""
@@ -75,37 +90,34 @@ class Journal:
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
     """The events in order, without an incomplete last line. Raises UserError where one is missing."""
+    for n, line in enumerate(_lines(path), 1):
+        yield _parse(line, n, path)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """The lines, without a last one that was cut short: one that lacks a newline and is no whole JSON either."""
     if not path.exists():
         return
     with open(path, "rb") as file:
-        for n, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                return
-            yield _parse(line, n, path)
+        for line in file:
+            if line.endswith(b"\n") or _begins_with_json(line):
+                yield line
+
+
+def _begins_with_json(line: bytes) -> bool:
+    with suppress(ValueError):
+        return bool(json.JSONDecoder().raw_decode(line.decode(errors="replace")))
+    return False
 
 
 def _parse(line: bytes, n: int, path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(line)
+        record = unsealed(json.loads(line))
         if type(record["n"]) is int and record["n"] == n and isinstance(record["event"], str):
             return record
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise UserError(f"{path}: line {n} is not event {n}; restore the file, or start another night with --tag")
-
-
-def _drop_partial_line(path: Path) -> None:
-    """Remove an incomplete last line: its writer was killed before it counted."""
-    if not path.exists():
-        return
-    with open(path, "rb+") as file:
-        end = file.seek(0, os.SEEK_END)
-        tail = b""
-        while end and not tail.startswith(b"\n"):
-            end -= 1
-            file.seek(end)
-            tail = file.read(1)
-        file.truncate(end + tail.startswith(b"\n"))
 
 
 def _row(experiment: Experiment) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.errors import UserError
-from lab.files import ROOT, inside, register, write_atomic
+from lab.files import ROOT, inside, register, sealed, write_atomic
 from lab.loop.branch import Branch
 from lab.loop.git import git, repository
 from lab.loop.journal import Journal, lock
@@ -21,7 +21,7 @@ from lab.show import NORMAL, QUIET, log, silent
 from lab.training.run import current_path
 from lab.trial.child import interrupts_left_to_child
 from lab.trial.runner import Runner
-from lab.trial.sandbox import available, self_test
+from lab.trial.sandbox import available, bound, self_test
 
 RESUME_HOURS = 6.0  # after its last record, a night tagged with yesterday's date is resumed
 
@@ -105,14 +105,14 @@ def night_settings(folder: Path, preset: str | None, minutes: float | None, verb
         flags = ["--quiet"] * quiet + ["--no-fit"] * bool(minutes)  # what fits is measured for the preset's own budget
         prepare = [sys.executable, str(ROOT / "prepare.py"), *flags, "--preset", preset]
         with interrupts_left_to_child():
-            status = subprocess.run(prepare, cwd=ROOT, stdout=subprocess.DEVNULL if quiet else None).returncode
-        if status:
-            sys.exit(status)  # prepare has printed its error
+            done = subprocess.run(bound(prepare), cwd=ROOT, stdout=subprocess.DEVNULL if quiet else None, check=False)
+        if done.returncode:
+            sys.exit(done.returncode)  # prepare has printed its error
     if not current_path().is_file():
         raise UserError("nothing is prepared yet; add --preset offline, or run `make prepare` first")
     settings = read_record(current_path(), "`make prepare` writes a new one")
     settings |= {"minutes": minutes or settings["preset"]["task"]["minutes"], "steps": None}
-    write_atomic(path, json.dumps(settings, indent=1))
+    write_atomic(path, json.dumps(sealed(settings), indent=1))
     return settings
 
 
@@ -131,12 +131,28 @@ def open_night(
     runner = Runner(folder, branch.worktree, settings, kind, log=tell, echo=echo)
     runner.check_data()
     register()
-    branch.ensure(git(ROOT, "rev-parse", "HEAD"))
     journal = Journal(folder)
+    check_results(journal)
+    branch.ensure(journal.state.head() if journal.state.start else git(ROOT, "rev-parse", "HEAD"))
     if not journal.state.start:
         journal.record("start", tag=folder.name, commit=branch.head)
     keep_edit(branch, journal)
+    for leftover in [*folder.glob(".*.tmp"), *folder.glob("results/.*.tmp")]:  # of a kill
+        leftover.unlink()
+    journal.write_results()
     return branch, journal, runner
+
+
+def check_results(journal: Journal) -> None:
+    """Raise UserError if there is a result to which the journal does not lead: then its end is lost, and a run of the
+    same name would get the result of another change."""
+    known = set(journal.state.runs())
+    for path in sorted((journal.folder / "results").glob("e*.json")):
+        if path.stem not in known:
+            raise UserError(
+                f"{journal.path} has no run {path.stem}, but results/ has: its end is lost; restore the file, or start "
+                "another night with --tag"
+            )
 
 
 def chosen_sandbox(wanted: str) -> str:

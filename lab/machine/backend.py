@@ -7,6 +7,7 @@ on an NVIDIA GPU cuBLAS, and nothing is done here. Importing this module does bo
 """
 
 import ctypes
+import errno
 import glob
 import importlib.util
 import mmap
@@ -98,4 +99,16 @@ GPU = KIND != "cpu"
 if not GPU:  # also where MLX is built for CUDA and no GPU is there
     mx.set_default_device(mx.cpu)
 
-__all__ = ["BLAS", "GPU", "KIND", "mx", "nn", "tree_flatten", "tree_map", "tree_unflatten"]
+__all__ = ["BLAS", "GPU", "KIND", "mx", "nn", "save", "tree_flatten", "tree_map", "tree_unflatten"]
+
+
+def save(path: Path, arrays: dict[str, mx.array]) -> None:
+    """Write a safetensors file. Raises OSError where MLX has a RuntimeError, and leaves no part of the file then."""
+    open(path, "wb").close()  # says why it cannot be opened
+    try:
+        mx.save_safetensors(str(path), arrays)
+    except RuntimeError as error:
+        path.unlink()
+        if not str(error).startswith("[write]"):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None

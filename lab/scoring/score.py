@@ -32,7 +32,7 @@ import numpy as np
 from lab.data.batches import document_starts, pack
 from lab.data.shards import Prepared, open_prepared
 from lab.errors import UserError, one_line
-from lab.files import ROOT, remove, write_atomic
+from lab.files import ROOT, remove, sha256, write_atomic
 from lab.preset import read_record
 from lab.scoring.model_server import read_frame, write_frame
 from lab.trial.crash import read_bytes
@@ -51,6 +51,7 @@ KEEPS_STATE = "the model keeps state or draws random numbers: the same tokens go
 NOT_CAUSAL = "the model is not causal: logits depend on later tokens"
 NOT_ALONE = "logits depend on other rows of the batch, on earlier batches or on the process"
 UPSTREAM_REPO = "karpathy/climbmix-400b-shuffle"  # the text of karpathy/autoresearch
+LOG_BYTES = 16 << 20  # of what the model prints
 
 
 class Rejected(Exception):
@@ -143,15 +144,16 @@ def model_process(
 
     It may read source, settings and checkpoint of the run and the files `also`, but nothing else that the training or
     an earlier model process left in `run_dir`: those could hold what it must not know."""
-    from lab.trial.sandbox import Policy, environment, grammar, wrap
+    from lab.trial.sandbox import Policy, bound, environment, grammar, wrap
 
     scratch = run_dir / "score"  # the only folder the model may write
-    for path in (scratch, run_dir / "score.log"):  # training may have left anything there, links included
+    for path in (scratch, run_dir / "score.log", *run_dir.glob(".*.tmp")):  # training may have left anything, links too
         remove(path, run_dir)
     scratch.mkdir()
     given = (ROOT, *(run_dir / name for name in NEEDED), *also)
     policy = Policy(writable=(scratch,), readable=given, hidden=grammar(ROOT))
-    command = wrap([sys.executable, "-m", "lab.scoring.model_server", str(run_dir)], policy, sandbox)
+    server = [sys.executable, "-m", "lab.scoring.model_server", str(run_dir)]
+    command = bound(wrap(server, policy, sandbox), LOG_BYTES)
     variables = environment(os.environ, policy) | {"PYTHONPATH": str(ROOT)}
     Path(variables["TMPDIR"]).mkdir(exist_ok=True)
     with open(run_dir / "score.log", "wb") as log:
@@ -172,10 +174,7 @@ def score_run(run_dir: Path, sandbox: str = "none", batches: int | None = None, 
 
     Raises UserError for an incomplete run."""
     begun = time.perf_counter()
-    for name in NEEDED:
-        if not (run_dir / name).is_file() or (run_dir / name).is_symlink():
-            raise UserError(f"{run_dir} has no {name}, so it is not a finished run; choose another folder in runs/")
-    settings = read_record(run_dir / "settings.json", "choose another folder in runs/", of_run=True)
+    settings = finished(run_dir)
     prepared = open_prepared(Path(settings["prepared"]), parts=("val", "tokenizer"))
     if not prepared.manifest.get(part):
         raise UserError(
@@ -196,6 +195,20 @@ def score_run(run_dir: Path, sandbox: str = "none", batches: int | None = None, 
         result = trained | {key: value for key, value in score.items() if key != "documents"}
         write_atomic(run_dir / "result.json", json.dumps(result, indent=1))
     return score
+
+
+def finished(run_dir: Path) -> dict[str, Any]:
+    """The settings of a run. Raises UserError if it is not finished, or if settings or checkpoint are damaged."""
+    for name in NEEDED:
+        if not (run_dir / name).is_file() or (run_dir / name).is_symlink():
+            raise UserError(
+                f"{run_dir} has no {name}, so it is not a finished run; choose another in runs/ or nights/TAG/runs/"
+            )
+    checkpoint = run_dir / "checkpoint.safetensors"
+    written = _trained(run_dir / "train.json").get("checkpoint")  # missing in runs of earlier versions
+    if written and written != sha256(checkpoint):
+        raise UserError(f"{checkpoint} is damaged; restore it, or train again")
+    return read_record(run_dir / "settings.json", "restore it, or train again", of_run=True)
 
 
 def _trained(path: Path) -> dict[str, Any]:
@@ -340,7 +353,7 @@ def _gap(model: ModelProcess, tokens: np.ndarray, rows: np.ndarray, losses: np.n
 
 def _changed(checkpoint: Path) -> Path:
     """A checkpoint of the same shapes and about the same magnitudes with other values: reversed, halved, shifted."""
-    from lab.machine.backend import mx
+    from lab.machine.backend import mx, save
 
     path = checkpoint.with_name("changed.safetensors")
     remove(path, checkpoint.parent)  # training may have left a link there
@@ -349,7 +362,7 @@ def _changed(checkpoint: Path) -> Path:
     except RuntimeError:
         raise Rejected("the checkpoint is damaged") from None
     values = {k: v[..., ::-1] if v.ndim else v for k, v in saved.items()}
-    mx.save_safetensors(str(path), {k: (v * 0.5 + 0.01).astype(v.dtype) for k, v in values.items()})
+    save(path, {k: (v * 0.5 + 0.01).astype(v.dtype) for k, v in values.items()})
     return path
 
 

@@ -33,7 +33,7 @@ import numpy as np
 from lab.data.batches import Batches
 from lab.data.shards import open_prepared
 from lab.errors import INTERRUPTED, UserError, printable
-from lab.files import ROOT, cache_root, register, without_places, write_atomic
+from lab.files import ROOT, cache_root, register, sealed, sha256, without_places, write_atomic
 from lab.machine import hardware
 from lab.machine.fit import OUTGROWN, RULE_HOLDS_FOR, most_rows
 from lab.preset import from_dict, load, read_record, to_dict
@@ -51,6 +51,7 @@ from lab.show import (
 )
 from lab.training import parallel
 from lab.training.clock import Clock
+from lab.trial.sandbox import bound
 
 DEFAULT_PRESET = "tinystories"
 SMOOTHING = 0.9  # of the displayed loss
@@ -98,9 +99,10 @@ class Run:
             return
         directory.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, directory / "train.py")
-        write_atomic(directory / "settings.json", json.dumps(record, indent=1))
-        for stale in ("steps.jsonl", "checkpoint.safetensors", "train.json", "score.json", "result.json"):
-            (directory / stale).unlink(missing_ok=True)  # of an earlier run in this folder
+        write_atomic(directory / "settings.json", json.dumps(sealed(record), indent=1))
+        stale = ("steps.jsonl", "checkpoint.safetensors", "train.json", "score.json", "result.json")
+        for path in [*map(directory.joinpath, stale), *directory.glob(".*.tmp")]:  # of an earlier run in this folder
+            path.unlink(missing_ok=True)
 
     def _agree(self, source: Path) -> None:
         """Raise UserError unless every rank has the same preset, text and source."""
@@ -215,19 +217,13 @@ class Run:
 
     def finish(self, model: Any, training_seconds: float) -> None:
         """Write the checkpoint, then the training record."""
-        from lab.machine.backend import mx, tree_flatten
+        from lab.machine.backend import save, tree_flatten
 
         if not self.leads:
             return
         temporary = self.directory / ".checkpoint.safetensors"
-        try:
-            mx.save_safetensors(str(temporary), dict(tree_flatten(model.parameters())))
-        except RuntimeError as error:
-            temporary.unlink(missing_ok=True)  # incomplete
-            if not str(error).startswith("[write]"):
-                raise
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(temporary)) from None
-        os.replace(temporary, self.directory / "checkpoint.safetensors")
+        save(temporary, dict(tree_flatten(model.parameters())))
+        checkpoint = temporary.replace(self.directory / "checkpoint.safetensors")
         rate = self.tokens / (training_seconds + self.clock.billed_from - self.clock.begun)
         self.facts |= {
             "status": "ok",
@@ -243,6 +239,7 @@ class Run:
             "final_loss": self.smooth / (1 - SMOOTHING ** max(1, self.clock.step)),
             "seed": self.seed,
             "updates": self.updates.ratios(),
+            "checkpoint": sha256(checkpoint),
         }
         write_atomic(self.directory / "train.json", json.dumps(self.facts, indent=1))
 
@@ -386,7 +383,7 @@ def _score(run: Run, started: float) -> None:
 
     directory = run.directory
     # No sandbox: the same code has just trained without one, and no sandbox has been run with a GPU.
-    command = [sys.executable, ROOT / "prepare.py", "score", directory, "--sandbox", "none"]
+    command = bound([sys.executable, str(ROOT / "prepare.py"), "score", str(directory), "--sandbox", "none"])
     with working("scoring", run.verbosity):
         scoring = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     if scoring.returncode:

@@ -29,6 +29,13 @@ def start(parent: str, disk_bytes: str, *command: str) -> None:
     execute(list(command))
 
 
+def under(parent: str, file_bytes: str, *command: str) -> None:
+    """Become `command`, which ends with process `parent` and writes no file beyond `file_bytes`."""
+    die_with_parent(int(parent))
+    _lower(resource.RLIMIT_FSIZE, int(file_bytes))
+    execute(list(command))
+
+
 def _lower(limit: int, value: int) -> None:
     hard = resource.getrlimit(limit)[1]
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)

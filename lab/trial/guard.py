@@ -9,6 +9,7 @@ exceed a limit by what it takes in 0.25 s; no file grows past the disk limit.
 """
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -126,8 +127,13 @@ def guard() -> None:
     processes.adopt_orphans()
     path = Path(job["folder"], "run.log")
     path.unlink(missing_ok=True)
-    with open(path, "xb+", buffering=0) as log:
-        outcome = _Watch(job, log).outcome()
+    try:
+        with open(path, "xb+", buffering=0) as log:
+            outcome = _Watch(job, log).outcome()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        outcome = Outcome("disk", 0.0, 1, Crash("disk", f"{error.strerror}: {path}"), 0.0)
     with contextlib.suppress(BrokenPipeError):  # the loop has ended, and now its child has too
         os.write(1, json.dumps(asdict(outcome)).encode())
 
@@ -148,7 +154,11 @@ class _Watch:
         self.deadline = began + self.limits.wall_seconds
         self.child = self.begin()
         self.tree = processes.Tree(self.child)
-        stopped = self.watch()
+        try:
+            stopped = self.watch()
+        except OSError:
+            self.tree.end(0)
+            raise
         seconds = time.monotonic() - began
         self.tree.end(GRACE if stopped == "timeout" else 0)
         code = self.child.wait()

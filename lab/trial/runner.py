@@ -21,7 +21,7 @@ from typing import Any
 
 from lab.data.shards import HELD_OUT, PARTS, open_prepared
 from lab.errors import UserError, one_line
-from lab.files import remove, without_places, write_atomic
+from lab.files import remove, sealed, without_places, write_atomic
 from lab.machine import hardware
 from lab.machine.condition import SLEPT_SECONDS, Condition, condition, invalid_reason, wait_reason
 from lab.machine.speed import Watch, supported
@@ -223,6 +223,7 @@ class Runner:
         limits = Limits(seconds, self._memory())
         outcome = guard.run(command, run_dir, policy, limits, sandbox=self.sandbox, env=env, ended=self.ended)
         self._disarm(run_dir)
+        remove(sent, self.folder)
         self._echo(read_bytes(run_dir / "run.log", ECHO_BYTES).decode(errors="replace"))
         if outcome.status == "killed" and self.ended():
             for path in leftovers(run_dir):
@@ -263,7 +264,7 @@ class Runner:
 
         The guard bounds what the model's process takes, and ends all of them when the loop ends."""
         write_atomic(run_dir / "train.py", source)
-        write_atomic(run_dir / "settings.json", json.dumps(self.settings | {"seed": seed, "steps": steps}))
+        write_atomic(run_dir / "settings.json", json.dumps(sealed(self.settings | {"seed": seed, "steps": steps})))
         scratch = self.folder / "scoring"
         scorer = [sys.executable, str(self.worktree / "prepare.py"), "score", str(run_dir), "--sandbox", self.sandbox]
         written = run_dir / ("test.json" if "--text" in flags else "score.json")

@@ -23,6 +23,7 @@ import functools
 import json
 import os
 import platform
+import resource
 import shutil
 import socket
 import subprocess
@@ -107,6 +108,12 @@ def launcher(module: str, function: str) -> list[str]:
     """The command that calls a function of this project in an isolated interpreter, from any folder."""
     call = f"from {module} import {function}; {function}(*sys.argv[1:])"
     return [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {call}"]
+
+
+def bound(command: list[str], file_bytes: int = resource.RLIM_INFINITY) -> list[str]:
+    """The command that runs `command` so that it ends with the thread that starts it, also by a kill (Linux), and
+    writes no file beyond `file_bytes`. Without threads in the way, unlike a `preexec_fn`."""
+    return [*launcher("lab.trial.child", "under"), str(os.getpid()), str(file_bytes), *command]
 
 
 def _rules(policy: Policy) -> list[tuple[Path, str]]:

@@ -203,8 +203,11 @@ def test_leftovers_of_a_killed_preparation_are_removed_by_the_next(prepared, cac
     (prepared / "manifest.json").unlink()
     leftover = prepared / ".train-00000.npy.999999.tmp"  # the name that lab.files.write_atomic gives
     leftover.write_bytes(b"half a shard")
+    ended, running = (cache / f".current.json.{pid}.tmp" for pid in (99999999, os.getpid()))
+    ended.touch()
+    running.touch()
     assert prepare(cache, text_file, vocab=300).returncode == 0
-    assert not leftover.exists()
+    assert [path.exists() for path in (leftover, ended, running)] == [False, False, True]
 
 
 def test_a_torn_line_in_the_journal_of_shards_is_done_again(prepared, cache, text_file):
@@ -254,6 +257,25 @@ def test_a_damaged_manifest_is_rebuilt(prepared, cache, text_file, content):
     (prepared / "manifest.json").write_bytes(content)
     done = prepare(cache, text_file, vocab=300)
     assert done.returncode == 0, done.stderr
+    assert contents(prepared) == before
+
+
+@pytest.mark.parametrize("key", ["val_text_sha256", "bytes"])
+def test_a_manifest_with_another_character_is_damaged(prepared, key):
+    path = prepared / "manifest.json"
+    start, value, rest = path.read_text().partition(f'"{key}": ')
+    at = next(n for n, character in enumerate(rest) if character.isdigit())
+    path.write_text(f"{start}{value}{rest[:at]}{(int(rest[at]) + 1) % 10}{rest[at + 1 :]}")
+    with pytest.raises(UserError, match=r"damaged in .*: manifest\.json; `make prepare` rebuilds it$"):
+        open_prepared(prepared, parts=())
+
+
+@pytest.mark.parametrize("damage", [lambda text: b"\xff" + text, lambda text: text.replace(b"bytes", b"bytez")])
+def test_a_damaged_journal_of_shards_is_not_trusted(prepared, cache, text_file, damage):
+    before, journal = contents(prepared), prepared / "shards.jsonl"
+    (prepared / "manifest.json").unlink()
+    journal.write_bytes(damage(journal.read_bytes()))
+    assert prepare(cache, text_file, vocab=300).returncode == 0
     assert contents(prepared) == before
 
 

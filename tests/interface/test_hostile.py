@@ -85,9 +85,9 @@ def journal(tmp_path, text) -> Journal:
 def test_results_status_and_panel_are_lines_of_printable_text(journal):
     rows = (journal.folder / "results.tsv").read_bytes().decode().split("\n")[:-1]
     assert [len(line.split("\t")) for line in rows] == [5] * 5
-    night = SimpleNamespace(folder=journal.folder, journal=journal, idea="", suggestions=None, agent=SimpleNamespace(name="x"),
-                            runner=SimpleNamespace(phase=SimpleNamespace(name="", run_dir=None, since=0.0)),
-                            stop=lambda: "")  # fmt: skip
+    runner = SimpleNamespace(phase=SimpleNamespace(name="", run_dir=None, since=0.0))
+    night = SimpleNamespace(folder=journal.folder, journal=journal, idea="", suggestions=None, stop=lambda: "",
+                            agent=SimpleNamespace(name="x"), runner=runner)  # fmt: skip
     out = io.StringIO()
     Console(file=out, width=100, force_terminal=True, color_system=None).print(View(night, None, Console()).panel())
     for line in (*rows, *summary(night).split("\n"), *out.getvalue().split("\n")):

@@ -211,7 +211,7 @@ def test_the_branch_belongs_on_the_candidate_until_it_is_discarded(tmp_path):
     assert journal.state.head() == "0" * 40
 
 
-@pytest.mark.parametrize("cut", [1, 7, 40, -1])
+@pytest.mark.parametrize("cut", [1, 7, 40, -2])
 def test_a_torn_last_line_is_ignored_and_removed(tmp_path, cut):
     journal = _started(tmp_path)
     whole = journal.path.read_bytes()
@@ -243,6 +243,45 @@ def test_any_other_damage_is_one_clear_line(tmp_path, damage):
     journal.path.write_bytes(b"".join(damage(lines)))
     with pytest.raises(UserError, match=r"line \d is not event \d"):
         Journal(tmp_path)
+
+
+def test_a_bit_that_flipped_is_named_or_changes_nothing(tmp_path):
+    journal = _started(tmp_path)
+    _experiment(journal, 1.25)
+    whole, records = journal.path.read_bytes(), list(read(journal.path))
+    rng = random.Random(3)
+    named = 0
+    for at in range(len(whole)):
+        changed = bytes([whole[at] ^ 1 << rng.randrange(8)])
+        journal.path.write_bytes(whole[:at] + changed + whole[at + 1 :])
+        try:
+            found = list(read(journal.path))
+        except UserError as error:
+            named += "journal.jsonl: line" in str(error)
+            continue
+        assert [{key: record[key] for key in known} for record, known in zip(found, records, strict=True)] == records
+    assert named > 0.9 * len(whole)  # the others are in the word "check"
+
+
+def test_a_last_line_without_its_newline_counts_once_it_is_whole(tmp_path):
+    journal = _started(tmp_path)
+    journal.record("note", text="a")
+    journal.path.write_bytes(journal.path.read_bytes()[:-1])
+    resumed = Journal(tmp_path)
+    resumed.record("note", text="b")
+    resumed.record("note", text="c")
+    assert [record["n"] for record in read(journal.path)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("size", [0, 60, None], ids=["emptied", "cut", "removed"])
+def test_a_journal_that_another_program_changes_during_the_night_is_named_at_once(tmp_path, size):
+    journal = _started(tmp_path)
+    journal.record("note", text="a")
+    journal.path.unlink() if size is None else os.truncate(journal.path, size)
+    before = journal.path.read_bytes() if journal.path.exists() else None
+    with pytest.raises(UserError, match=r"journal\.jsonl was changed"):
+        journal.record("note", text="b")
+    assert (journal.path.read_bytes() if journal.path.exists() else None) == before
 
 
 def test_an_event_that_does_not_follow_is_named_when_reading(tmp_path):

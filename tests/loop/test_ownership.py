@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from checkout import Checkout, git
-from conftest import ROOT, refusal
+from conftest import ROOT, edit, refusal
 from simulated import begin
 
 from lab.errors import UserError
@@ -331,8 +331,11 @@ def test_a_link_in_the_cache_is_not_followed(base, tmp_path):
 # ---- a worktree that is lost
 
 
-@pytest.mark.parametrize("how", ["removed", "pruned", "folder", "repository", "foreign", "users", "lock", "head", 
-                                 "detached", "branch", "other branch", "index", "dirty"])  # fmt: skip
+LOST = ("removed", "pruned", "folder", "repository", "foreign", "users", "lock", "head", "detached", "branch",
+        "other branch", "index", "dirty", "commondir", "reference")  # fmt: skip
+
+
+@pytest.mark.parametrize("how", LOST)
 def test_a_worktree_that_is_lost_during_a_run_is_made_again_and_the_checkout_is_not_touched(night, tmp_path, how):
     n = night()
     user, worktree = n.branch.repository, n.branch.worktree
@@ -368,6 +371,10 @@ def test_a_worktree_that_is_lost_during_a_run_is_made_again_and_the_checkout_is_
             (entry / "index").write_bytes(b"DIRC")
         elif how == "dirty":
             (worktree / "train.py").write_text("broken")
+        elif how == "commondir":
+            (entry / "commondir").write_text("../")
+        elif how == "reference":
+            (user / ".git/refs/heads/autoresearch/n").write_text("")
 
     healthy, lost = n.runner.run, []
 
@@ -388,6 +395,21 @@ def test_a_worktree_that_is_lost_during_a_run_is_made_again_and_the_checkout_is_
     assert git(worktree, "status", "--porcelain") == ""
     if how in ("pruned", "repository"):  # the owner of the files is not known any more
         assert (worktree.with_name("worktree-1") / "mine.txt").is_file()
+
+
+def test_a_change_that_is_in_the_journal_is_never_pruned(night, monkeypatch):
+    n = night()
+    n.go(0)
+    record = n.journal.record
+
+    def then_prune(event: str, **fields: object) -> None:
+        record(event, **fields)
+        if event == "proposal":
+            git(n.branch.repository, "reflog", "expire", "--expire=now", "--all")
+            git(n.branch.repository, "gc", "--quiet", "--prune=now")
+
+    monkeypatch.setattr(n.journal, "record", then_prune)
+    assert n.go(1) == "done"
 
 
 def test_a_night_whose_branch_the_user_has_checked_out_is_refused(night):
@@ -498,7 +520,7 @@ def test_another_checkout_does_not_remove_what_a_night_needs(base, tmp_path):
     shutil.copytree(base.cache, tmp_path / "cache")
     [needed] = (tmp_path / "cache" / "prepared").iterdir()
     settings = one.folder / "nights/n/settings.json"
-    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"prepared": str(needed)}))
+    edit(settings, prepared=str(needed))
     one.python(*RESUME, "n", **cache)
     text = base.folder.parent / "text.jsonl"
     two.python("prepare.py", "--no-fit", "--preset", "offline", "--vocab", "300", "--files", text, **cache)
@@ -537,7 +559,7 @@ def test_a_night_with_missing_prepared_data_ends_with_an_error_and_refuses_nothi
     settings = checkout.folder / "nights/n/settings.json"
     record = json.loads(settings.read_text())
     shutil.copytree(record["prepared"], tmp_path / "data")
-    settings.write_text(json.dumps(record | {"prepared": str(tmp_path / "data")}))
+    edit(settings, prepared=str(tmp_path / "data"))
     before = checkout.night("n").path.read_text()
     if when == "before":
         shutil.rmtree(tmp_path / "data")

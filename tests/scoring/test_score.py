@@ -2,13 +2,18 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from finished_run import CALL, HONEST, leave, prepare, save_table
 
 from lab.errors import UserError
-from lab.scoring.score import bits_per_byte, check_rows, negative_log_likelihood, score_run
+from lab.files import sealed, sha256
+from lab.interface.sample import records
+from lab.scoring.score import LOG_BYTES, bits_per_byte, check_rows, negative_log_likelihood, score_run
 
 
 @pytest.fixture
@@ -236,3 +241,40 @@ def test_ascii_scores_the_same_by_both_byte_rules(make_run):
     run, _ = make_run(val=["The cat sat on the mat."], vocab=300)
     score = score_run(run)
     assert score["upstream_bpb"] == pytest.approx(score["val_bpb"], rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["checkpoint.safetensors", "settings.json"])
+def test_a_run_with_a_flipped_bit_is_named_and_not_scored(make_run, name):
+    run, _ = make_run()
+    settings = json.loads((run / "settings.json").read_text())
+    (run / "settings.json").write_text(json.dumps(sealed(settings)))
+    (run / "train.json").write_text(json.dumps({"status": "ok", "checkpoint": sha256(run / "checkpoint.safetensors")}))
+    assert score_run(run)["status"] == "ok"
+    content = bytearray((run / name).read_bytes())
+    content[-50 if name == "settings.json" else -2] ^= 4
+    (run / name).write_bytes(content)
+    (run / "score.json").unlink()
+    with pytest.raises(UserError, match=f"{name} is damaged"):
+        score_run(run)
+    with pytest.raises(UserError, match=f"{name} is damaged"):
+        records(run)
+    assert not (run / "score.json").exists()
+
+
+def test_a_gigabyte_printed_while_scoring_does_not_fill_the_disk(make_run):
+    run, _ = make_run(HONEST + "for _ in range(1024):\n    print('x' * (1 << 20))\n")
+    assert score_run(run)["status"] == "rejected"
+    assert (run / "score.log").stat().st_size <= LOG_BYTES
+
+
+def test_a_killed_scoring_leaves_nothing_behind(make_run):
+    run, _ = make_run()
+    score_run(run)
+    before = sorted(path.name for path in run.iterdir())
+    killed = "score.ModelProcess.load = lambda *_: os._exit(9)"
+    code = f"import os, sys; from pathlib import Path; from lab.scoring import score; {killed}"
+    done = subprocess.run([sys.executable, "-c", f"{code}; score.score_run(Path(sys.argv[1]))", run], cwd=ROOT)
+    assert done.returncode == 9
+    (run / ".score.json.1.tmp").touch()
+    score_run(run)
+    assert sorted(path.name for path in run.iterdir()) == before

@@ -1,13 +1,16 @@
 """A full disk: one clear error, no traceback, no experiment that counts as a crash; with free space the run works."""
 
+import os
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 from checkout import MINUTES, Checkout
 from conftest import refusal
 
-from lab.trial.sandbox import available
+from lab.trial import guard
+from lab.trial.sandbox import Policy, available
 
 NIGHT = ("agent_loop.py", "run", "--agent", "search", "--tag", "full", "--minutes", MINUTES, "--rigor", "none")
 
@@ -40,6 +43,25 @@ def test_a_checkpoint_that_does_not_fit_is_one_error_and_leaves_nothing(checkout
     assert list((checkout.folder / "runs").glob("*/.checkpoint*")) == []
     assert small_disk("64m")
     assert "val_bpb:" in checkout.python("train.py", "--steps", 2, "-q").stdout
+    used = int(subprocess.check_output(["du", "-sk", checkout.folder / "runs"]).split()[0])
+    assert small_disk(f"{used + 50}k")
+    assert "No space left on device" in refusal(checkout.python("prepare.py", "score", "runs/latest", check=False))
+
+
+@pytest.mark.parametrize("left", ["0", "8k"])
+@pytest.mark.parametrize("small_disk", ["printed"], indirect=True)
+def test_a_log_that_does_not_fit_is_a_full_disk_and_not_a_killed_run(checkout, small_disk, left):
+    run_dir = checkout.folder / "printed" / "run"
+    assert small_disk("200k")
+    run_dir.mkdir()
+    with suppress(OSError):
+        (checkout.folder / "printed" / "filler").write_bytes(bytes(1 << 20))
+    if left != "0":
+        os.truncate(checkout.folder / "printed" / "filler", 190 << 10)
+    command = [sys.executable, "-S", "-c", "print('x' * 300_000)"]
+    outcome = guard.run(command, run_dir, Policy((run_dir,)), guard.Limits(60, 1 << 30), sandbox="none")
+    assert outcome.status == "disk"
+    assert "No space left on device" in outcome.crash.message
 
 
 @pytest.mark.skipif(available() == "none", reason="no sandbox on this machine (install bubblewrap)")

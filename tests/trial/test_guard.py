@@ -20,7 +20,7 @@ from lab.machine import processes
 from lab.trial import guard, sandbox
 from lab.trial.crash import Crash, read_bytes, read_steps, summary
 from lab.trial.guard import Limits, Outcome
-from lab.trial.runner import failure
+from lab.trial.runner import Runner, failure
 from lab.trial.sandbox import Policy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -536,3 +536,12 @@ def test_tree_by_ps_finds_group_and_remembers_what_left(monkeypatch: pytest.Monk
     assert len(tree.members()) == 2
     tree.end(0)
     assert not [pid for pid in members if pid in processes.processes() and processes.processes()[pid].state != "Z"]
+
+
+def test_what_a_training_was_sent_is_removed_after_it(tmp_path):
+    runner = Runner(tmp_path, tmp_path, {"prepared": str(tmp_path)}, "none")
+    run_dir = runner._empty("e0000-r1")
+    source = "import pathlib, sys; print(sorted(path.name for path in pathlib.Path(sys.argv[0]).parent.iterdir()))"
+    assert runner._train(run_dir, source, 0, 20.0).status == "ok"
+    assert "'settings.json', 'train.py'" in (run_dir / "run.log").read_text()
+    assert list((tmp_path / "sent").iterdir()) == []

@@ -70,6 +70,22 @@ def test_a_stopped_guard_does_not_keep_the_loop_from_ending_at_once(tmp_path):
     assert none_left(tmp_path)
 
 
+def test_a_scorer_ends_with_the_loop_that_is_killed(tmp_path):
+    (tmp_path / "prepare.py").write_text("import time; open('scoring', 'w').close(); time.sleep(60)")
+    code = (
+        "import sys; from pathlib import Path; from lab.trial.runner import Runner; here = Path(sys.argv[1])\n"
+        "Runner(here, here, {}, 'none')._score(here, '', 0)"
+    )
+    loop = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=os.environ | {MARK: str(tmp_path)})
+    until = time.monotonic() + 30
+    while not (tmp_path / "scoring").exists():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    loop.kill()
+    loop.wait()
+    assert none_left(tmp_path)
+
+
 def test_a_run_that_was_stopped_does_not_count(tmp_path):
     checkout = Checkout(tmp_path)
     night = checkout.folder / "nights/n"
