@@ -1,24 +1,21 @@
-"""Faults injected into prepare, train, score and a night: nothing that was recorded may be lost, and what is wrong is
-named.
+"""Faults injected into prepare, train, score and nights: nothing recorded may be lost, and what is wrong is named.
 
-    python benchmarks/torture.py [--faults 300] [--seed N] [--only WORD]
+    python benchmarks/torture.py [--faults 300] [--seed N] [--only TEXT]
 
-A trial starts a command, stops it (SIGSTOP) just before one of its writes, chosen at random, injects one fault of the
-table FAULTS, and lets the command continue. Other faults come while a training runs, or while nothing does. Then:
+A trial starts a command, stops it (SIGSTOP) just before one of its writes, chosen at random, injects a fault of
+benchmarks/faults.py, and lets the command continue; some faults come while a training runs, or while nothing does. Then
+must hold:
 
-- the command has succeeded, was killed, or has ended with one line that says what is wrong, and a nonzero status;
+- the command succeeds, was killed, or ends with one line that says what is wrong, and a nonzero status;
 - a damaged input is named in that line, and never used;
 - once the fault is removed, the same command succeeds;
-- what was recorded before is there, unchanged (`Night.broken`, `Data.broken`), and so are the user's checkout, branches
-  and files; no process and no temporary file is left.
+- what was recorded before is there, unchanged, and so are the user's branches and files (see stages.py);
+- no process and no temporary file is left.
 
-Everything is real (git, journal, guard, prepare.py, train.py, the scorer), except that the trainings of a night are
-processes that write a checkpoint and whose score follows from source and seed; `nights` below are whole nights with
-real training, whose loop, training and scorer are killed and stopped. Full and read-only disks are real: a tmpfs that
-is filled, a bind mount that is made read-only, in a mount namespace of its own. Without permission for that (macOS)
-they are left out, and so is what needs /proc. A clock that jumps is the one fault that is simulated, in the process.
-
-Writes benchmarks/out/torture.json. Exit status 1 if anything was lost or broken.
+Everything is real (git, journal, guard, prepare.py, train.py, scorer), except that the trainings of "Nights" are
+processes that write a checkpoint, and their score follows from source and seed; "Whole" is a night with real training.
+Full and read-only disks are real: a tmpfs that is filled, and a bind mount that is made read-only, in a mount namespace
+of this process; without permission for that they are left out. Only the clock is simulated, inside the process. Linux.
 """
 
 import argparse
@@ -179,6 +176,8 @@ def main() -> None:
     options = parser.parse_args()
     if not (pairs := deck(options.only.lower())):
         sys.exit(f"error: no fault contains {options.only!r}; leave --only out to see all")
+    if not Path("/proc/self").is_dir():
+        sys.exit("error: make torture reads /proc; run it on Linux")
     in_namespace()
     folder = Path(tempfile.mkdtemp(prefix="torture-"))
     os.environ[MARK], suite = str(folder), Suite(folder)
