@@ -139,11 +139,13 @@ def model_process(
     start: float = START_SECONDS,
     seconds: float = SECONDS,
     also: tuple[Path, ...] = (),
+    hidden: tuple[Path, ...] = (),
 ) -> Iterator[ModelProcess]:
     """A running model server of `run_dir` in a sandbox of this kind.
 
     It may read source, settings and checkpoint of the run and the files `also`, but nothing else that the training or
-    an earlier model process left in `run_dir`: those could hold what it must not know."""
+    an earlier model process left in `run_dir`: those could hold what it must not know. `hidden` is out of its reach
+    wherever it is."""
     from lab.trial.sandbox import Policy, bound, environment, grammar, wrap
 
     scratch = run_dir / "score"  # the only folder the model may write
@@ -151,7 +153,7 @@ def model_process(
         remove(path, run_dir)
     scratch.mkdir()
     given = (ROOT, *(run_dir / name for name in NEEDED), *also)
-    policy = Policy(writable=(scratch,), readable=given, hidden=grammar(ROOT))
+    policy = Policy(writable=(scratch,), readable=given, hidden=(*hidden, *grammar(ROOT)))
     server = [sys.executable, "-m", "lab.scoring.model_server", str(run_dir)]
     command = bound(wrap(server, policy, sandbox), LOG_BYTES)
     variables = environment(os.environ, policy) | {"PYTHONPATH": str(ROOT)}
@@ -232,7 +234,7 @@ def evaluate(
     rows = packed.take(text, bos)[: batch * batches if batches else None]
     changed = _changed(run_dir / "checkpoint.safetensors")
     try:
-        start = partial(model_process, run_dir, vocab_size, sandbox, also=(changed,))
+        start = partial(model_process, run_dir, vocab_size, sandbox, also=(changed,), hidden=(prepared.folder,))
         losses = _checked_losses(
             start, run_dir / "checkpoint.safetensors", changed, rows, batch, preflight=bool(batches)
         )

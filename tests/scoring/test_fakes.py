@@ -13,7 +13,7 @@ from finished_run import CALL, HONEST, leave, prepare, save_table
 from lab.machine.backend import mx
 from lab.scoring import score
 from lab.scoring.score import score_run
-from lab.trial.sandbox import self_test
+from lab.trial import sandbox
 
 CAUSAL, OTHERS, STATE = "is not causal", "other rows of the batch", "keeps state"
 
@@ -242,10 +242,12 @@ REACHED = """attempts, reached = {{{}}}, []
 
 
 @pytest.mark.parametrize("kind", ["none", "bubblewrap", "landlock"])
-def test_a_model_in_a_sandbox_cannot_reach_what_it_must_not_know(scored, kind):
-    if kind != "none" and self_test(kind):
-        pytest.skip(self_test(kind))
+def test_a_model_in_a_sandbox_cannot_reach_what_it_must_not_know(text, scored, monkeypatch, kind):
+    if kind != "none" and sandbox.self_test(kind):
+        pytest.skip(sandbox.self_test(kind))
     attempts = ", ".join(f'"{name}": lambda: {code}' for name, code in OUT_OF_REACH.items())
+    # A cache in /opt, say, is where any program may read.
+    monkeypatch.setitem(sandbox.SYSTEM, "Linux", (*sandbox.LINUX, str(text[1].folder)))
     refused = scored(REACHED.format(attempts), "import json", kind)
     reached = list(OUT_OF_REACH) if kind == "none" else []  # the attempts are real ones
     assert f"ValueError: {reached}" in refused["reason"]
