@@ -81,13 +81,20 @@ def collect(minutes: float | None, log: Log) -> dict[str, bytes]:
         evidence["doctor"] = [finding for finding in findings if finding["about"] not in PRIVATE]
         if not minutes:
             work.run("fit", "prepare.py", "--fit")
-        evidence["settings"] = recorded() or record
+        evidence["settings"] = settings(recorded() or record)
         evidence["runs"] = [work.train(seed) for seed in SEEDS]
         evidence["cheats"] = {name: work.cheat(name, *CHEATS[name]) for name in CHEATS}
         evidence["sandbox"] = {kind: self_test(kind) for kind in _kinds()}
         evidence["night"] = work.night()
         evidence["failures"] = work.failures
         return work.files(evidence)
+
+
+def settings(record: dict[str, Any]) -> dict[str, Any]:
+    """Preset, tier and fit, without the names of the owner's own files."""
+    own = ("train_files", "val_files") if record["preset"]["data"]["source"] == "files" else ()
+    data = {key: value for key, value in record["preset"]["data"].items() if key not in own}
+    return {"preset": record["preset"] | {"data": data}, "tier": record["tier"], "fit": record.get("fit")}
 
 
 def write(files: dict[str, bytes], path: Path) -> str:

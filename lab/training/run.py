@@ -155,6 +155,7 @@ class Run:
             )
         mx.eval(logits)
         peak = hardware.matmul_peak(dtype) * self.processes
+        mx.reset_peak_memory()  # on a GPU the probe may take more than the training
         if not self.leads:
             return
         parameters = sum(value.size for _, value in tree_flatten(model.trainable_parameters()))

@@ -14,6 +14,8 @@ from rich.console import Console
 from lab import files
 from lab.errors import UserError
 from lab.interface import doctor, housekeeping
+from lab.machine import backend
+from lab.machine.device import Card
 
 PMSET = """Battery Power:
  lowpowermode         1
@@ -125,6 +127,40 @@ def test_doctor_names_the_tier_of_this_machine_and_why(monkeypatch):
     assert finding.message.startswith(
         "tinystories, backend metal, memory_gb [0, 12]: first match for metal, 8 GB, 7 GPU cores; rows "
     )
+
+
+def test_doctor_names_the_card_and_the_tier_of_its_memory(monkeypatch):
+    monkeypatch.setattr(doctor, "_facts", lambda: RTX)
+    [machine] = doctor._machine()
+    assert machine.message.startswith(
+        "NVIDIA GeForce RTX 4090, 16 cores, 128 SMs with 24 GB, 64 GB, Linux 6.8, Python "
+    )
+    [tier] = doctor._tier()
+    assert tier.message.startswith(
+        "tinystories, backend cuda, gpu_memory_gb [20, 40]: first match for cuda, 64 GB, 128 SMs with 24 GB; depth 8"
+    )
+
+
+@pytest.mark.parametrize(
+    ("facts", "card", "level", "fix", "words"),
+    [
+        (M1, None, "failure", "make clean setup", "MLX does not see the GPU of this machine"),
+        (RTX, "NVIDIA GeForce RTX 4090", "failure", "make clean setup", "MLX does not see the GPU of this machine"),
+        (RTX | {"backend": "cpu"}, "NVIDIA T4", "warning", "make setup BACKEND=cuda", "does not use the NVIDIA T4"),
+        (RTX | {"backend": "cpu"}, None, "ok", "", "MLX 0.32.4 on the CPU"),
+    ],
+)
+def test_doctor_says_when_a_gpu_is_not_used(monkeypatch, facts, card, level, fix, words):
+    """MLX is that of this machine, which has no GPU."""
+    if backend.GPU:
+        pytest.skip("MLX uses a GPU here")
+    monkeypatch.setattr(doctor, "_facts", lambda: facts)
+    monkeypatch.setattr(doctor, "nvidia", lambda: card and Card(card, 16.0, 40))
+    monkeypatch.setattr(doctor.hardware, "matmul_peak", lambda dtype, repeats: 1e11)
+    monkeypatch.setattr(backend, "BLAS", "OpenBLAS")
+    [finding] = doctor._mlx()
+    assert (finding.level, finding.fix) == (level, fix)
+    assert words in finding.message
 
 
 def test_data_prepared_on_another_machine_is_warned_of(prepared, monkeypatch):

@@ -6,12 +6,14 @@ import gzip
 import io
 import json
 import platform
+import re
 import tarfile
 from pathlib import Path
 
 import pytest
 from checkout import MINUTES, Checkout
 
+from lab import preset
 from lab.errors import UserError
 from lab.interface import evidence, evidence_check
 
@@ -179,6 +181,19 @@ def test_names_and_folders_are_replaced(monkeypatch, tmp_path):
     assert replace({"jdoe": [*texts, 3, None]}) == {
         "jdoe": ["HOME/x", "WORK/y", "by USER on MACHINE", "CHECKOUT/z", "USER", 3, None]
     }
+
+
+def test_names_of_the_owners_files_are_left_out():
+    presets = {name: preset.to_dict(preset.load(name)) for name in ("tinystories", "offline")}
+    own = presets["offline"]["data"] | {
+        "source": "files",
+        "train_files": ["/home/jdoe/diary.txt"],
+        "val_files": ["/x/y.txt"],
+    }
+    mine = {"preset": presets["offline"] | {"data": own}, "tier": "", "prepared": "/home/jdoe/.cache/z", "fit": None}
+    assert not {"diary", "y.txt", "jdoe"} & set(re.findall(r"diary|y\.txt|jdoe", json.dumps(evidence.settings(mine))))
+    hub = evidence.settings({"preset": presets["tinystories"], "tier": "", "prepared": "/p"})
+    assert hub["preset"]["data"]["train_files"] == ("tinystories_gpt4_clean.parquet",)
 
 
 def test_the_scorer_refuses_a_trained_model_that_cheats(tmp_path):
