@@ -5,6 +5,7 @@ from collections.abc import Callable
 from lab.agents.briefing import Agent, NoProposal
 from lab.agents.search import Search
 from lab.errors import UserError
+from lab.loop.ideas import load_all
 
 Log = Callable[[str], None]
 
@@ -12,8 +13,10 @@ Log = Callable[[str], None]
 def choose_agent(kind: str, model: str, command: str, share: float, log: Log) -> Agent:
     """The agent that proposes. `auto` is hybrid when a model is named or an Ollama server has one, else search.
 
-    Raises UserError, before anything is created, when the requested model cannot be used. A server that is not
-    running is waited for only at its turn."""
+    Raises UserError, before anything is created, when the requested model cannot be used or a file of ideas is damaged.
+    A server that is not running is waited for only at its turn."""
+    if errors := load_all()[1]:
+        raise UserError(f"{errors[0]}; fix or remove the file")
     if kind == "search":
         return Search()
     if kind == "command":

@@ -20,7 +20,7 @@ class External:
         if briefing.attempt:
             self.path.write_text(self.source, encoding="utf-8")
             raise UserError(f"refused: {briefing.refused}; fix {self.path} and try again")
-        edit = describe(self.source, briefing.source, self.settings)
+        edit = describe(self.source, briefing.source, self.settings, briefing.ideas)
         return Proposal(self.source, self.message, self.name, edit)
 
     def tell(self, proposal: Proposal, outcome: Tried) -> None:

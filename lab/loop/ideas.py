@@ -49,6 +49,7 @@ class Idea:
     constants: Mapping[str, Any]  # values that it sets
     changes: tuple[Change, ...]
     names: frozenset[str]  # of what it adds: a source that has them has the idea
+    text: str  # of the file
 
 
 def load_all(folder: Path | None = None) -> tuple[dict[str, Idea], list[str]]:
@@ -70,7 +71,8 @@ def load_all(folder: Path | None = None) -> tuple[dict[str, Idea], list[str]]:
 def load(path: Path) -> Idea:
     """Raises UserError, with file and cause in one line, unless it is an idea."""
     try:
-        return _idea(path.stem, tomllib.loads(read_source(path)))
+        text = read_source(path)
+        return _idea(path.stem, tomllib.loads(text), text)
     except (Rejected, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path.parent.name}/{path.name}: {one_line(error)}") from None
 
@@ -193,7 +195,7 @@ def _trimmed(code: str) -> str:
 # Reading a file; every error is Rejected
 
 
-def _idea(name: str, table: dict[str, Any]) -> Idea:
+def _idea(name: str, table: dict[str, Any], text: str) -> Idea:
     if not NAME.match(name):
         raise Rejected("the name must be lower-case letters, digits and underscores")
     _only(table, {*TEXTS, "excludes", "add", "set", "change"})
@@ -208,7 +210,7 @@ def _idea(name: str, table: dict[str, Any]) -> Idea:
     made = tuple(_change(number, entry) for number, entry in enumerate(changes, 1))
     if not made:
         raise Rejected("it must have at least one [[change]]")
-    return Idea(name, *texts, frozenset(excludes), add, values, made, frozenset(_names(parse(add))))
+    return Idea(name, *texts, frozenset(excludes), add, values, made, frozenset(_names(parse(add))), text)
 
 
 def _addition(code: str) -> str:
