@@ -1,6 +1,7 @@
 """The three forms of a language model's answer; each becomes a proposal or one short reason for refusal.
 
-- menu: JSON that picks one entry of a menu of constants and values; code writes the edit. For small models.
+- menu: JSON that picks one entry of a menu of constants and values, and of ideas; code writes the edit. For small
+  models.
 - definition: one named function or class, whole, in a fenced block. From about 7 billion parameters.
 - replace: JSON with search/replace pairs, each of which must match once. From about 32 billion parameters.
 
@@ -11,9 +12,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from functools import partial
 from typing import Any
 
 from lab.errors import one_line
+from lab.loop.ideas import Idea, apply
 from lab.loop.proposal import Proposal, check, describe, in_words
 from lab.loop.source import (
     Rejected,
@@ -27,6 +30,7 @@ from lab.loop.source import (
 from lab.loop.space import coerce
 
 FORMS = ("menu", "definition", "replace")
+IDEA = "idea"  # the menu's name for ideas; lower case, so never a constant's
 MAX_ANSWER = 200_000  # characters; a longer answer repeats itself
 MAX_PAIRS = 8  # search/replace pairs of one proposal
 REASON = {"type": "string", "maxLength": 160}
@@ -66,6 +70,7 @@ def parse_answer(
     *,
     tried: AbstractSet[str] = frozenset(),
     agent: str = "model",
+    ideas: Mapping[str, Idea] | None = None,
 ) -> Proposal:
     """The checked proposal that an answer means. Raises Rejected, with one short reason, for every other answer.
 
@@ -76,13 +81,16 @@ def parse_answer(
     plain = THINKING.sub("", text.replace("\r\n", "\n").replace("\r", "\n")).strip()
     if not plain:
         raise NoAnswer("the answer is empty")
-    new, reason = {"menu": _pick, "definition": _define, "replace": _replace}[form](plain, source, settings, menu)
+    read = {"menu": partial(_pick, ideas=ideas or {}), "definition": _define, "replace": _replace}[form]
+    new, reason = read(plain, source, settings, menu)
     check(new, source, tried, settings)
-    edit = describe(new, source, settings)
+    edit = describe(new, source, settings, ideas)
     return Proposal(new, reason or in_words(edit), agent, edit)
 
 
-def _pick(text: str, source: str, settings: Mapping[str, Any], menu: Menu) -> tuple[str, str]:
+def _pick(
+    text: str, source: str, settings: Mapping[str, Any], menu: Menu, ideas: Mapping[str, Idea]
+) -> tuple[str, str]:
     """The menu's entry that the answer names; a separate {"constant", "value"} is accepted too."""
     answer = _json_object(text)
     change = answer.get("change")
@@ -97,7 +105,8 @@ def _pick(text: str, source: str, settings: Mapping[str, Any], menu: Menu) -> tu
         raise Rejected('the answer names no "change"')
     if not values:
         raise Rejected(f"not on the menu: {one_line(f'{name} = {wanted}', 80)}")
-    return set_constant(source, name, values[0]), _reason(answer)
+    new = apply(source, values[:1], ideas) if name == IDEA else set_constant(source, name, values[0])
+    return new, _reason(answer)
 
 
 def _define(text: str, source: str, settings: Mapping[str, Any], menu: Menu) -> tuple[str, str]:

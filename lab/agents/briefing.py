@@ -14,10 +14,11 @@ from typing import Any, Protocol
 
 from lab.errors import one_line
 from lab.files import ROOT
-from lab.loop import space
+from lab.loop import ideas, space
 from lab.loop.history import Experiment, State
+from lab.loop.ideas import Idea
 from lab.loop.proposal import Proposal, changes, in_words
-from lab.loop.source import Constant, constants
+from lab.loop.source import Constant, Rejected, constants, fingerprint
 from lab.machine.hardware import describe
 from lab.preset import from_dict
 
@@ -79,6 +80,8 @@ class Briefing:
     measured: Sequence[str] = ()  # the last experiments in numbers, see lab.agents.compared
     wish: str = ""  # what a person asks for, in words: this experiment has to follow it
     tried: AbstractSet[str] = field(default_factory=frozenset)  # fingerprints, made with `settings`
+    ideas: Mapping[str, Idea] = field(default_factory=dict)  # all of ideas/, by name
+    idea_errors: Sequence[str] = ()  # files there that are none, one line each
 
     def constants(self) -> dict[str, Constant]:
         return constants(self.source, self.settings)
@@ -97,6 +100,18 @@ class Briefing:
                 menu[name] = safe
         return menu
 
+    def untried_ideas(self) -> list[Idea]:
+        """Ideas that fit the incumbent and were neither tried by themselves nor refused."""
+        alone = [t.edit["ideas"] for t in self.history if t.edit and t.edit.get("ideas") and t.verdict != "invalid"]
+        left = {name: idea for name, idea in self.ideas.items() if [name] not in alone}
+        return [idea for name, idea in left.items() if self._fits(name)]
+
+    def _fits(self, name: str) -> bool:
+        try:
+            return fingerprint(ideas.apply(self.source, [name], self.ideas), self.settings) not in self.tried
+        except Rejected:
+            return False
+
     def render(self, max_tokens: int, code: str | None = None) -> str:
         """The briefing as Markdown of about `max_tokens` tokens at most; `code`, if given, for the source.
 
@@ -107,7 +122,7 @@ class Briefing:
         code = self.source if code is None else code
         shown = f"## train.py\n```python\n{code.strip()}\n```" if code else ""
         parts = (self._standing(), shown, self._failures(room // 8), self._near_misses(), self._plateau(), self._wish())
-        fixed, most = [part for part in parts if part], room // MEASURED_SHARE
+        fixed, most = [part for part in (*parts, self._ideas(room // 8)) if part], room // MEASURED_SHARE
         room -= sum(_bytes(part) + 2 for part in fixed)
         if room < 0:
             raise NoProposal(f"the code does not fit in a briefing of {max_tokens} tokens")
@@ -152,6 +167,16 @@ class Briefing:
         text = f"This experiment has to follow it as closely as possible:\n{self.wish}"
         return f"## A person suggests\n{text}" if self.wish else ""
 
+    def _ideas(self, room: int) -> str:
+        """The ideas that were not tried, with their claims where these fit, and files that are no ideas."""
+        head, untried = "## Ideas not tried yet: changes that are written already, in ideas/", self.untried_ideas()
+        full = "\n".join([head, *(f"{idea.name}: {idea.claim}" for idea in untried)])
+        names = f"{head}\n{', '.join(idea.name for idea in untried)}"
+        parts = [full if _bytes(full) <= room else _cut(names, room)] if untried else []
+        if self.idea_errors:
+            parts.append("\n".join(["## Files in ideas/ that cannot be used", *self.idea_errors[:3]]))
+        return "\n\n".join(parts)
+
     def _history(self, room: int) -> str:
         """As many of the latest rows as fit, oldest first."""
         head = "## Tried so far (change in val_bpb against the incumbent at the time, negative is better)"
@@ -182,6 +207,7 @@ def brief(state: State, night: Mapping[str, Any], source: str, attempt: int = 0,
     kept = max((e.id for e in state.experiments if e.status == "keep"), default=0)
     last = state.experiments[-1]
     program = ROOT / "program.md"
+    known, errors = ideas.load_all()
     return Briefing(
         number=len(state.experiments),
         source=source,
@@ -199,6 +225,8 @@ def brief(state: State, night: Mapping[str, Any], source: str, attempt: int = 0,
         attempt=attempt,
         plateau=len(state.experiments) - kept > PLATEAU,
         tried=state.tried.keys(),
+        ideas=known,
+        idea_errors=errors,
     )
 
 
@@ -228,7 +256,8 @@ def row(tried: Tried) -> str:
     delta = "   --   " if tried.delta is None else f"{tried.delta:+.5f}"
     edit = tried.edit or {}
     what = f" [{one_line(', '.join(changes(edit)[:6]), 120)}]" if edit else ""
-    repeats = edit and "definitions" not in edit and in_words(edit) in tried.hypothesis  # adds nothing
+    named = "definitions" not in edit or "ideas" in edit
+    repeats = edit and named and in_words(edit) in tried.hypothesis  # adds nothing
     why = "" if repeats else f" {one_line(tried.hypothesis)}"
     return f"{tried.number:4d} {tried.verdict:8s} {delta}{what}{why}"
 

@@ -6,6 +6,7 @@ from typing import Any
 from lab.agents.briefing import Agent, NoProposal
 from lab.agents.search import Search
 from lab.errors import UserError
+from lab.loop.ideas import load_all
 
 Log = Callable[[str], None]
 
@@ -15,9 +16,11 @@ def choose_agent(kind: str, model: str, command: str, share: float, log: Log, ba
 
     A named server (`base_url`) speaks OpenAI's protocol. Without one, hybrid and auto use Ollama, and where it is
     absent a server on one of the usual ports. Raises UserError, before anything is created, when the requested model
-    cannot be used. A server that is not running is waited for only at its turn."""
+    cannot be used or a file of ideas is damaged. A server that is not running is waited for only at its turn."""
     if base_url and kind not in ("auto", "hybrid", "openai"):
         raise UserError(f"--base-url names a server with OpenAI's protocol; use it with --agent openai, not {kind}")
+    if errors := load_all()[1]:
+        raise UserError(f"{errors[0]}; fix or remove the file")
     if kind == "search":
         return Search()
     if kind == "command":

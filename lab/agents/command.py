@@ -1,10 +1,10 @@
 """An agent that runs a command: a coding CLI or a script.
 
-The command runs in a temporary git repository with train.py, program.md and briefing.md, and edits train.py. Its
-hypothesis is the text of hypothesis.txt, or else the last line of its output. A proposal that changes another file is
-rejected by name; dot files are ignored. The command runs with your environment and permissions, without a sandbox.
-When it exits, takes too long or prints too much, all its descendants are ended (lab/trial/supervise.py). A rejected
-change goes back to the command, twice at most.
+The command runs in a temporary git repository with train.py, program.md, briefing.md and the untried files of ideas/,
+and edits train.py. Its hypothesis is the text of hypothesis.txt, or else the last line of its output. A proposal that
+changes another file is rejected by name; dot files are ignored. The command runs with your environment and permissions,
+without a sandbox. When it exits, takes too long or prints too much, all its descendants are ended
+(lab/trial/supervise.py). A rejected change goes back to the command, twice at most.
 """
 
 import os
@@ -73,8 +73,9 @@ class Command:
             "train.py": briefing.refused_source or briefing.source,
             "program.md": briefing.program,
             "briefing.md": TASK + briefing.render(BRIEFING_TOKENS, code=""),
-        }
+        } | {f"ideas/{idea.name}.toml": idea.text for idea in briefing.untried_ideas()}
         for name, text in files.items():
+            (scratch / name).parent.mkdir(exist_ok=True)
             (scratch / name).write_text(text, encoding="utf-8", newline="\n")
         _commit(scratch)
         return _digests(scratch)
@@ -122,7 +123,7 @@ class Command:
             raise Rejected(f"changes {one_line(', '.join(others), 120)}; only train.py may change")
         source = read_source(scratch / "train.py")
         check(source, briefing.source, briefing.tried, briefing.settings)
-        edit = describe(source, briefing.source, briefing.settings)
+        edit = describe(source, briefing.source, briefing.settings, briefing.ideas)
         hypothesis = read_source(scratch / HYPOTHESIS, otherwise="").strip() or _last_line(printed) or in_words(edit)
         return Proposal(source, hypothesis, self.name, edit)
 

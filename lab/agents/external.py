@@ -19,7 +19,7 @@ class External:
     def propose(self, briefing: Briefing) -> Proposal:
         if briefing.attempt:
             raise UserError(f"refused: {briefing.refused}; fix {self.path} and try again")
-        edit = describe(self.source, briefing.source, self.settings)
+        edit = describe(self.source, briefing.source, self.settings, briefing.ideas)
         return Proposal(self.source, self.message, self.name, edit)
 
     def tell(self, proposal: Proposal, outcome: Tried) -> None:

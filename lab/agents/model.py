@@ -11,13 +11,14 @@ model or its server rejects (`think`, a limit on text length, any schema) are le
 import random
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from lab.agents.answers import FORMS, Menu, NoAnswer, parse_answer, schema
+from lab.agents.answers import FORMS, IDEA, Menu, NoAnswer, parse_answer, schema
 from lab.agents.briefing import BYTES_PER_TOKEN, Briefing, NoProposal, Tried
 from lab.agents.server import GRAMMAR, Model, ModelServer, Refused, Unusable
 from lab.errors import UserError, one_line
+from lab.loop.ideas import Idea
 from lab.loop.proposal import REQUIRED, Proposal
 from lab.loop.source import Rejected, definition, is_definition, parse
 from lab.machine.hardware import describe
@@ -33,6 +34,7 @@ MEMORY_SHARE = 0.5  # of the memory, for weights; the rest is for the context, t
 BYTES_PER_TOKEN_CUT = 6.0  # more bytes per prompt token mean that the server has cut the prompt
 DENSITY_SLACK = 1.5  # the same, relative to the densest prompt of this form so far; a cut one is halved
 LONGEST_DEFINITION = 120  # lines
+IDEAS = 4  # on a menu, of those that were not tried: each costs some 50 tokens
 RESTING = 3  # last failures whose constants leave the menu: a small model repeats them otherwise
 
 SYSTEM = (
@@ -169,14 +171,17 @@ class LocalModel:
             form = "definition"
         room = self._prompt_tokens(form, model)
         if form == "menu":
-            return Question(form, _menu_prompt(briefing, menu, room), menu)
+            ideas = briefing.untried_ideas()
+            ideas = draw.sample(ideas, min(IDEAS, len(ideas)))
+            offered = dict(menu) | ({IDEA: [idea.name for idea in ideas]} if ideas else {})
+            return Question(form, _menu_prompt(briefing, menu, ideas, room), offered)
         if form == "replace":
             ask = ASK[form]
             return Question(form, f"{briefing.render(room - _tokens(ask))}\n{ask}", {})
         name = draw.choice(_targets(briefing.source))
         ask = ASK[form].format(name=name)
         names = f"The constants: {', '.join(briefing.constants())}."
-        text = briefing.render(room - _tokens(ask + names), definition(briefing.source, name))
+        text = replace(briefing, ideas={}).render(room - _tokens(ask + names), definition(briefing.source, name))
         return Question(form, f"{text}\n{names}\n{ask}", {name: ()})
 
     def _draw(self, briefing: Briefing, model: Model, question: Question) -> Proposal:
@@ -193,6 +198,7 @@ class LocalModel:
                     question.menu,
                     tried=briefing.tried,
                     agent=self.name,
+                    ideas=briefing.ideas,
                 )
             except (Rejected, Unusable) as refusal:
                 reason = str(refusal)
@@ -256,15 +262,16 @@ class LocalModel:
         return min(PROMPT_TOKENS[form], left)
 
 
-def _menu_prompt(briefing: Briefing, menu: Menu, room: int) -> str:
-    """Briefing, menu and question; the constants stand in the menu, so the code is left out."""
+def _menu_prompt(briefing: Briefing, menu: Menu, ideas: list[Idea], room: int) -> str:
+    """Briefing, menu and question; constants and ideas stand in the menu, so the briefing has neither them nor code."""
     block = briefing.constants()
     lines = [
         f"{name} = {block[name].value!r} now ({one_line(block[name].comment)}). Menu: {', '.join(map(repr, values))}"
         for name, values in menu.items()
     ]
+    lines += [f"{IDEA} = {idea.name!r}: {idea.claim}" for idea in ideas]
     tail = "\n".join(["## Menu", *lines, "", ASK["menu"]])
-    return f"{briefing.render(room - _tokens(tail), code='')}\n{tail}"
+    return f"{replace(briefing, ideas={}).render(room - _tokens(tail), code='')}\n{tail}"
 
 
 def _unbounded(shape: Any) -> Any:

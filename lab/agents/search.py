@@ -24,6 +24,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from lab.agents import ideas
 from lab.agents.briefing import FAILED, Briefing, NoProposal, Tried
 from lab.loop.proposal import Proposal, check, describe, in_words
 from lab.loop.source import Rejected, set_constant
@@ -46,6 +47,8 @@ class Search:
 
     def propose(self, briefing: Briefing) -> Proposal:
         """Raises NoProposal when every neighbour of the incumbent was tried."""
+        if idea := ideas.draw(briefing, self.seed):
+            return idea
         draw = random.Random(f"{self.seed} {briefing.number} {briefing.attempt}")
         menu = briefing.menu()
         if not menu or (len(briefing.history) >= STARTUP and draw.random() < PAIRS):

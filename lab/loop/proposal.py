@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lab.errors import one_line
+from lab.loop.ideas import Idea, present
 from lab.loop.source import Constant, Rejected, constants, fingerprint, is_definition, parse, skeleton
 from lab.loop.space import OWNED, broken
 
@@ -61,7 +62,7 @@ class Proposal:
 
     `edit` is what changed, for the history, as returned by `describe`:
     {"form": "set", "values": {name: new}, "was": {name: old}} when only constants differ,
-    otherwise {"form": "code", "definitions": [changed names]}.
+    otherwise {"form": "code", "definitions": [changed names]}, with "ideas": [names] when it brings some from ideas/.
     """
 
     source: str  # the whole new train.py
@@ -82,7 +83,9 @@ class Proposal:
         return {"agent": self.agent, "hypothesis": self.hypothesis, "edit": self.edit}
 
 
-def describe(source: str, base: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def describe(
+    source: str, base: str, settings: Mapping[str, Any], ideas: Mapping[str, Idea] | None = None
+) -> dict[str, Any]:
     """The `edit` that leads from `base` to `source`. Raises Rejected if either does not parse."""
     (old_blank, old), (blank, new) = skeleton(base, settings), skeleton(source, settings)
     if blank == old_blank and old.keys() == new.keys():
@@ -90,7 +93,8 @@ def describe(source: str, base: str, settings: Mapping[str, Any]) -> dict[str, A
         return {"form": "set", "values": {n: new[n] for n in changed}, "was": {n: old[n] for n in changed}}
     before, after = _definitions(base), _definitions(source)
     names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-    return {"form": "code", "definitions": names}
+    brought = sorted(present(source, ideas or {}) - present(base, ideas or {}))
+    return {"form": "code", "definitions": names} | ({"ideas": brought} if brought else {})
 
 
 def in_words(edit: Mapping[str, Any]) -> str:
@@ -98,13 +102,17 @@ def in_words(edit: Mapping[str, Any]) -> str:
     if edit.get("values"):
         was = edit.get("was", {})
         return ", ".join(f"{name} from {was.get(name)} to {value}" for name, value in edit["values"].items())
+    if edit.get("ideas"):
+        return f"idea {', '.join(edit['ideas'])}"
     return f"changed {', '.join(edit.get('definitions', ())) or 'the top level'}"
 
 
 def changes(edit: Mapping[str, Any] | None) -> list[str]:
-    """What an edit changes: "DEPTH 4 -> 6" for a constant, else the names of the definitions."""
+    """What an edit changes: "DEPTH 4 -> 6" for a constant, else the names of the ideas or definitions."""
     edit = edit or {}
     was = edit.get("was", {})
+    if edit.get("ideas"):
+        return [f"idea {name}" for name in edit["ideas"]]
     values = [f"{name} {_short(was.get(name))} -> {_short(new)}" for name, new in edit.get("values", {}).items()]
     return values + (list(edit.get("definitions", ())) or ["top level"] * (edit.get("form") == "code"))
 

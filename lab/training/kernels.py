@@ -52,7 +52,8 @@ def _each(function: Callable, items: Iterable) -> list:
 
 
 def attention(q: mx.array, k: mx.array, v: mx.array, *, scale: float, window: int | None = None) -> mx.array:
-    """Causal softmax(scale q k^T) v: q (B, H, T, D), k and v (B, H or a divisor of it, T, D), result like q.
+    """Causal softmax(scale q k^T) v: q (B, H, T, D), k and v (B, H or a divisor of it, T, D), result (B, H, T, D). The
+    channels of v, and so of the result, may differ in number from those of q and k.
 
     A position attends to itself and the `window` - 1 positions before it; without a window, to all before it."""
     T = q.shape[2]
@@ -79,14 +80,14 @@ def _attention(scale: float, window: int) -> Callable:
     @mx.custom_function
     def function(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
         q, k, v = np.asarray(q), np.asarray(k), np.asarray(v)
-        y, log_sum = np.empty(q.shape, np.float32), np.empty((*q.shape[:3], 1), np.float32)
+        y, log_sum = (np.empty((*q.shape[:3], channels), np.float32) for channels in (v.shape[-1], 1))
         _each(lambda b: _attention_row(q[b], k[b], v[b], y[b], log_sum[b], scale, window), range(len(q)))
         return mx.array(y), mx.array(log_sum)
 
     @function.vjp
     def backward(primals: tuple, cotangents: tuple, outputs: tuple) -> tuple[mx.array, ...]:
         q, k, v, y, log_sum, dy = (np.asarray(t) for t in (*primals, *outputs, cotangents[0]))
-        gradients = [np.zeros(q.shape, np.float32) for _ in range(3)]
+        gradients = [np.zeros(t.shape, np.float32) for t in (q, k, v)]
 
         def row(b: int) -> None:
             _attention_row_gradients(
@@ -112,7 +113,7 @@ def _blocks(T: int, window: int) -> list[tuple[slice, slice, np.ndarray]]:
 
 
 def _attention_row(q, k, v, y, log_sum, scale, window) -> None:
-    """q, k, v (H, T, D) of one row; writes y (H, T, D) and log_sum (H, T, 1)."""
+    """q, k, v (H, T, D) of one row; writes y like v and log_sum (H, T, 1)."""
     q = q * np.float32(scale)
     for queries, keys, mask in _blocks(q.shape[1], window):
         scores = q[:, queries] @ k[:, keys].swapaxes(-1, -2)

@@ -99,7 +99,7 @@ def test_briefings_are_lines_of_printable_text(journal, text):
     state = journal.state
     told = brief(state, NIGHT, SOURCE, refused=text).render(20_000)
     source = set_constant(SOURCE, "DTYPE", text.encode("utf-8", "replace").decode())
-    menu = _menu_prompt(briefing(source=source), briefing(source=source).menu(), 4000)
+    menu = _menu_prompt(briefing(source=source), briefing(source=source).menu(), [], 4000)
     for line in (*told.split("\n"), *menu.split("\n"), *(row(outcome(e)) for e in state.experiments)):
         assert line.isprintable()
         assert len(line) < 2000

@@ -53,6 +53,15 @@ def test_attention_with_fewer_keys_than_queries():
     close(gradients, expected)
 
 
+@pytest.mark.parametrize("metal", [False, True])
+def test_attention_with_values_wider_than_queries(metal, monkeypatch):
+    monkeypatch.setattr(kernels, "METAL", metal)
+    q, k, v = random(2, 2, 20, 8), random(2, 2, 20, 8, seed=1), random(2, 2, 20, 24, seed=2)
+    gradients = mx.grad(lambda *t: mx.square(kernels.attention(*t, scale=0.5, window=7)).sum(), (0, 1, 2))(q, k, v)
+    expected = mx.grad(lambda *t: mx.square(plain_attention(*t, 0.5, 7)).sum(), (0, 1, 2))(q, k, v)
+    close(gradients, expected)
+
+
 def test_attention_of_transposed_views_in_bfloat16():
     q, k, v = (random(2, 24, 2, 8, seed=i).astype(mx.bfloat16).transpose(0, 2, 1, 3) for i in range(3))
     y = kernels.attention(q, k, v, scale=0.5)
