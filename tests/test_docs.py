@@ -70,6 +70,7 @@ PARSED = {  # command -> why it is not run
     "make report WATCH=1": HOURS,
     "make suggest TEXT='DEPTH=3'": "an experiment more: test_suggestions.py",
     "make suggest TEXT='MATRIX_LR=0.03 DEPTH=3'": "the same",
+    "make suggest TEXT=averaged_weights": "the same",
     "make suggest TEXT='try a longer warm-down' TAG=demo": "the same",
     "make skip WHY='worse from the start'": "the same",
     ".venv/bin/python agent_loop.py replay 1 --tag demo": "a training run more: test_loop.py",

@@ -1,6 +1,6 @@
 """A person's suggestion as a proposal.
 
-Constants, a patch and a whole train.py are applied to the incumbent; words go to the model or command of the night as a
+Constants, an idea, a patch and a whole train.py are applied to the incumbent; words go to the model or command of the night as a
 part of its briefing. Whatever comes out is checked, trained and judged like any other proposal.
 """
 
@@ -14,7 +14,7 @@ from lab.agents.briefing import Agent, Briefing, NoProposal
 from lab.agents.hybrid import Hybrid
 from lab.agents.search import Search
 from lab.errors import UserError, one_line
-from lab.loop import git
+from lab.loop import git, ideas
 from lab.loop.proposal import Proposal, describe
 from lab.loop.source import Rejected, constants, set_constant
 from lab.loop.space import coerce
@@ -31,8 +31,8 @@ def proposed(suggestion: Suggestion, briefing: Briefing, agent: Agent) -> Propos
     if suggestion.form not in APPLIED:
         raise Rejected("its file is damaged; suggest it again")
     source = APPLIED[suggestion.form](suggestion, briefing)
-    why = "suggested" if suggestion.form == "constants" else f"suggested: {suggestion.text}"
-    return Proposal(source, why, NAME, describe(source, briefing.source, briefing.settings))
+    why = "suggested" if suggestion.form in ("constants", "idea") else f"suggested: {suggestion.text}"
+    return Proposal(source, why, NAME, describe(source, briefing.source, briefing.settings, briefing.ideas))
 
 
 def _reader(agent: Agent) -> Agent:
@@ -85,8 +85,13 @@ def _file(suggestion: Suggestion, briefing: Briefing) -> str:
     return suggestion.content
 
 
+def _idea(suggestion: Suggestion, briefing: Briefing) -> str:
+    return ideas.apply(briefing.source, [suggestion.text], briefing.ideas)
+
+
 APPLIED: dict[str, Callable[[Suggestion, Briefing], str]] = {
     "constants": _constants,
     "patch": _patch,
     "file": _file,
+    "idea": _idea,
 }

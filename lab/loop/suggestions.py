@@ -20,6 +20,7 @@ from pathlib import Path
 
 from lab.errors import UserError, one_line
 from lab.files import write_atomic
+from lab.loop.ideas import load_all
 from lab.loop.source import Rejected, read_source
 
 SHOWN = 8  # refused suggestions that a person is told of
@@ -32,7 +33,8 @@ FILE = re.compile(r"\S+\.(py|patch|diff|txt)")
 
 @dataclass(frozen=True)
 class Suggestion:
-    """`text` is what the person typed; `form` how it is read: constants, patch, file (a train.py) or words."""
+    """`text` is what the person typed; `form` how it is read: constants, idea (its name in ideas/), patch, file (a
+    train.py) or words."""
 
     text: str
     form: str
@@ -42,10 +44,12 @@ class Suggestion:
 
 
 def read(text: str) -> Suggestion:
-    """The first reading that fits: a file, then constants, then words. Raises UserError for none of these."""
+    """The first reading that fits: an idea, a file, constants, then words. Raises UserError for none of these."""
     text = text.strip()
     if not text:
         raise UserError('the suggestion is empty; try: agent_loop.py suggest "MATRIX_LR=0.03"')
+    if text in load_all()[0]:
+        return Suggestion(text, "idea")
     if FILE.fullmatch(text) or ("\n" not in text and len(text) < WORDS and Path(text).is_file()):
         return _of_file(Path(text))
     if assignments(text):

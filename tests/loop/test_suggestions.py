@@ -101,6 +101,16 @@ def test_constants_are_taken_next_and_shown_everywhere(quiet):
     assert quiet.suggestions.waiting({}) == quiet.suggestions.refused() == []
 
 
+def test_an_idea_is_suggested_by_its_name(quiet):
+    assert understood("averaged_weights").form == "idea"
+    suggest(quiet, "averaged_weights")
+    assert quiet.go(1) == "done"
+    taken = quiet.journal.state.experiments[1]
+    assert (taken.agent, taken.edit["ideas"], taken.title) == (
+        "suggestion", ["averaged_weights"], "idea averaged_weights: suggested"
+    )  # fmt: skip
+
+
 def patch(n, change) -> str:
     """A patch of the incumbent's train.py as `diff -u` writes it."""
     old, new = n.folder / "old.py", n.folder / "new.py"
