@@ -451,8 +451,8 @@ def confirm_command(tag: str | None, until: datetime | None, verbosity: int) -> 
 
 
 @command.command(
-    help="Suggest the next experiment of a night, running or not: constants, an idea, a patch, a train.py, or words for "
-    "its model. It is taken next, and judged like any other.",
+    help="Suggest the next experiment of a night, running or not: constants, an idea, a patch, a train.py, or words "
+    "for its model. It is taken next, and judged like any other.",
     epilog=examples(
         "agent_loop.py suggest 'MATRIX_LR=0.03 DEPTH=3'",
         "agent_loop.py suggest wider.patch --tag nov22",

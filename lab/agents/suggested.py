@@ -1,7 +1,7 @@
 """A person's suggestion as a proposal.
 
-Constants, an idea, a patch and a whole train.py are applied to the incumbent; words go to the model or command of the night as a
-part of its briefing. Whatever comes out is checked, trained and judged like any other proposal.
+Constants, an idea, a patch and a whole train.py are applied to the incumbent; words go to the model or command of the
+night as a part of its briefing. Whatever comes out is checked, trained and judged like any other proposal.
 """
 
 import tempfile
