@@ -31,6 +31,7 @@ from lab.trial.crash import Crash, summary
 from lab.trial.sandbox import Policy, environment, launcher, wrap
 
 INTERVAL = 0.25  # seconds between two checks of the limits
+LOOK = 1.0  # seconds between two questions whether a run is to end; each wakes a process beside the training
 GRACE = 1.0  # seconds from SIGTERM to SIGKILL
 STALLED = 5.0  # seconds without a check: the guard itself was stopped (SIGSTOP), and the child with it
 CHUNK = 1 << 16
@@ -73,9 +74,9 @@ class Outcome:
 
 
 def run(command: list[str], run_dir: Path, policy: Policy, limits: Limits, *, sandbox: str,
-        env: Mapping[str, str] = os.environ, ended: Callable[[], bool] = lambda: False) -> Outcome:  # fmt: skip
+        env: Mapping[str, str] = os.environ, ended: Callable[[], bool] | None = None) -> Outcome:  # fmt: skip
     """Run `command` in the folder `run_dir` with the variables of `env` that `environment` passes. Its output goes to
-    run_dir/run.log. It is killed once `ended()`, which is asked every INTERVAL.
+    run_dir/run.log. It is killed once `ended()`, which is asked every LOOK seconds.
 
     `sandbox` is a kind from sandbox.KINDS. All processes of the child have ended when this returns or raises.
     Raises UserError for an invalid policy."""
@@ -96,7 +97,7 @@ def run(command: list[str], run_dir: Path, policy: Policy, limits: Limits, *, sa
         try:
             process.stdin.write(json.dumps(job).encode() + b"\n")
             process.stdin.flush()
-            while not select.select([process.stdout], [], [], INTERVAL)[0]:
+            while ended and not select.select([process.stdout], [], [], LOOK)[0]:
                 if ended():
                     process.stdin.close()
                     process.send_signal(signal.SIGCONT)
