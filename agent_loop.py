@@ -46,7 +46,7 @@ from lab.loop.source import Rejected, fingerprint, nodes
 from lab.loop.stop import Until, end_calmly, stopper
 from lab.loop.suggestions import Suggestion, Suggestions, ask_to_skip, read, skip_reason
 from lab.preset import from_dict
-from lab.show import QUIET, examples, log, outlast_reader, silent, verbosity_options
+from lab.show import QUIET, SEED, Given, examples, log, outlast_reader, silent, verbosity_options
 from lab.training.run import guarded
 from lab.trial.curve import read_curve
 from lab.trial.runner import Measured, Skipped
@@ -402,7 +402,7 @@ def run(kind: str, model: str, base_url: str, cli: str, llm_share: float, max_ex
     help="Train, score and judge your edit of nights/TAG/worktree/train.py.",
     epilog=examples("agent_loop.py try --tag nov22 -m 'wider MLP, fewer layers'"),
 )
-@click.option("-m", "--message", required=True, help="What you changed and why, in one line.")
+@click.option("-m", "--message", required=True, type=Given(), help="What you changed and why, in one line.")
 @tag_option("the latest")
 @night_options
 def try_command(message: str, tag: str | None, rigor: str, **options: Any) -> None:
@@ -503,7 +503,7 @@ def status(tag: str | None) -> None:
 )
 @tag_option("the latest")
 @click.argument("number", type=click.IntRange(min=0))
-@click.option("--seed", type=click.IntRange(min=0), default=1000, show_default=True, help="Seed of the run.")
+@click.option("--seed", type=SEED, default=1000, show_default=True, help="Seed of the run.")
 def replay(tag: str | None, number: int, seed: int) -> None:
     folder = NIGHTS / existing(tag)
     with held(folder):

@@ -24,7 +24,20 @@ import click
 
 from lab.data.shards import HELD_OUT
 from lab.errors import UserError
-from lab.show import MINUTES, QUIET, VERBOSE, Bars, Finite, examples, outlast_reader, silent, verbosity_options
+from lab.show import (
+    MINUTES,
+    QUIET,
+    SEED,
+    VERBOSE,
+    Bars,
+    Finite,
+    Given,
+    NewFolder,
+    examples,
+    outlast_reader,
+    silent,
+    verbosity_options,
+)
 from lab.training.run import DEFAULT_PRESET, current_path, execute, guarded, recorded, settings
 from lab.trial.sandbox import KINDS
 
@@ -52,7 +65,7 @@ def __getattr__(name: str) -> Any:
         "prepare.py --files 'books/*.txt' --val-files held-out.txt",
     ),
 )
-@click.option("--preset", "preset_name", help="A preset in presets/, without .toml.  "
+@click.option("--preset", "preset_name", type=Given(), help="A preset in presets/, without .toml.  "
               f"[default: {DEFAULT_PRESET}; with --fit alone, what was prepared last]")  # fmt: skip
 @click.option("--vocab", type=int, help="Vocabulary size, in tokens; 256 means raw bytes.  [default: the preset's]")
 @click.option(
@@ -60,9 +73,13 @@ def __getattr__(name: str) -> Any:
     type=int,
     help="Context length, in tokens. Changes the task: scores are not comparable.  [default: the preset's]",
 )
-@click.option("--files", help="Use your own text instead: a file, a folder or a quoted glob; parquet, jsonl or txt.")
 @click.option(
-    "--val-files", help="A glob of validation files, with --files.  [default: 1 in 20 documents of --files, by hash]"
+    "--files", type=Given(), help="Use your own text instead: a file, a folder or a quoted glob; parquet, jsonl or txt."
+)
+@click.option(
+    "--val-files",
+    type=Given(),
+    help="A glob of validation files, with --files.  [default: 1 in 20 documents of --files, by hash]",
 )
 @click.option("--fit/--no-fit", default=None, help="Measure again what fits this machine, or use the preset's tier.  "
               "[default: measure once, about a minute]")  # fmt: skip
@@ -209,10 +226,10 @@ def score_command(run_dir: Path, sandbox: str, batches: int | None, part: str) -
 @click.option(
     "--top-k", default=50, show_default=True, type=click.IntRange(min=0), help="Sample from the top K tokens; 0: all."
 )
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Random seed of the first text.")
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Random seed of the first text.")
 @click.option("--count", default=1, show_default=True, type=click.IntRange(min=1), help="Number of texts to generate.")
 @click.option("--chat", is_flag=True, help="Write a story in turns with the model.")
-@click.option("--export", "folder", type=click.Path(path_type=Path), help="Export the run to this folder for mlx-lm.")
+@click.option("--export", "folder", type=NewFolder(), help="Export the run to this folder for mlx-lm.")
 def sample_command(
     run_dirs: tuple[Path, ...], tag: str | None, count: int, chat: bool, folder: Path | None, **options: Any
 ) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, TextIO
 
 import click
@@ -52,6 +53,26 @@ class Finite(click.FloatRange):
         return number
 
 
+class Given(click.ParamType):
+    """A text that is not empty."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return value if value.strip() else self.fail("it is empty; give it a value, or leave it out", param, ctx)
+
+
+class NewFolder(click.Path):
+    """A path that is not empty."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        return super().convert(Given().convert(str(value), param, ctx), param, ctx)
+
+
+SEED = click.IntRange(0, 2**32 - 1)  # what every generator takes
 MINUTES = Finite(min=0, min_open=True, max=7 * 24 * 60)  # a week
 
 

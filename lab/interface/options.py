@@ -5,7 +5,7 @@ from collections.abc import Callable
 import click
 
 from lab.loop.branch import TAG_RULE, check_tag
-from lab.show import MINUTES, Finite
+from lab.show import MINUTES, Finite, Given
 from lab.trial.sandbox import KINDS
 
 AGENTS = ("auto", "hybrid", "search", "ollama", "openai", "command")
@@ -33,7 +33,7 @@ def _together(*options: Callable) -> Callable:
 
 # What defines a night: preset, budget, rule and sandbox.
 night_options = _together(
-    click.option("--preset", help="Prepare and use this preset.  [default: what was prepared last]"),
+    click.option("--preset", type=Given(), help="Prepare and use this preset.  [default: what was prepared last]"),
     click.option("--minutes", type=MINUTES, help="Minutes of training per run.  [default: 5]"),
     click.option("--rigor", type=click.Choice(["full", "none"]), default="full", show_default=True,
                  help="full: repeat an apparent win before it is kept. none: keep whatever is lower once."),

@@ -41,7 +41,9 @@ from lab.show import (
     MINUTES,
     NORMAL,
     QUIET,
+    SEED,
     VERBOSE,
+    NewFolder,
     Reading,
     Training,
     examples,
@@ -98,6 +100,8 @@ class Run:
         if not self.leads:
             return
         directory.mkdir(parents=True, exist_ok=True)
+        if (directory / "train.py").exists() and not (directory / "settings.json").exists():
+            raise UserError(f"{directory} has a train.py, but is not a run's folder; choose another --run-dir")
         shutil.copyfile(source, directory / "train.py")
         write_atomic(directory / "settings.json", json.dumps(sealed(record), indent=1))
         stale = ("steps.jsonl", "checkpoint.safetensors", "train.json", "score.json", "result.json")
@@ -263,13 +267,11 @@ def execute(experiment: Callable[[Run], Any], source: str) -> None:
     )
     @click.option(
         "--steps",
-        type=click.IntRange(min=1),
+        type=click.IntRange(1, 10**9),
         help="Train for exactly this many steps. Results do not compare with those of another budget.",
     )
-    @click.option("--seed", type=click.IntRange(min=0), help="Seed of parameters and batches.  [default: 0]")
-    @click.option(
-        "--run-dir", type=click.Path(path_type=Path), help="Folder of the run.  [default: a new one in runs/]"
-    )
+    @click.option("--seed", type=SEED, help="Seed of parameters and batches.  [default: 0]")
+    @click.option("--run-dir", type=NewFolder(), help="Folder of the run.  [default: a new one in runs/]")
     @click.option("--score/--no-score", default=True, help="Score the checkpoint after training.")
     @verbosity_options("Print only the summary and errors.", "Print every step and the scorer's output.")
     def command(
