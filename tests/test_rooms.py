@@ -25,7 +25,7 @@ def test_train_py_imports_these_names_and_no_others():
         if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] in ("lab", "prepare")
     }
     assert found == {
-        "lab.machine.backend": {"mx", "nn", "tree_flatten", "tree_map", "tree_unflatten"},
+        "lab.machine.backend": {"GPU", "mx", "nn", "tree_flatten", "tree_map", "tree_unflatten"},
         "lab.training.kernels": {"attention", "linear_cross_entropy", "softcap"},
         "lab.training.parallel": {"average", "in_shares"},
         "prepare": {"SETTINGS", "execute"},

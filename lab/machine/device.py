@@ -7,7 +7,6 @@ no packages. Not run on a Mac or on an NVIDIA GPU.
 """
 
 import ctypes
-import importlib.metadata
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +50,8 @@ class Card:
 
 def mlx_has_cuda() -> bool:
     """Whether MLX is installed for NVIDIA GPUs."""
+    import importlib.metadata  # slow to import, and the guard does not need it
+
     return any(found for wheel in CUDA_WHEELS for found in importlib.metadata.distributions(name=wheel))
 
 
