@@ -1,6 +1,9 @@
 """Files of ideas: what they may hold, where their changes go, and every refusal in one line."""
 
+import re
+
 import pytest
+from conftest import ROOT
 from experiment import SETTINGS, SOURCE
 
 from lab.errors import UserError
@@ -179,3 +182,12 @@ def test_an_unknown_excluded_idea_is_an_error(written):
     ideas, errors = written(one=CODE.replace("source =", 'excludes = ["gone"]\nsource ='))
     assert errors == ["ideas/one.toml: excludes gone, which is no idea"]
     assert list(ideas) == ["one"]
+
+
+def test_the_idea_of_the_documentation_fits(written):
+    text = re.search(r"```toml\n(.*?)```", (ROOT / "docs/AGENTS.md").read_text(encoding="utf-8"), re.S)[1]
+    ideas, errors = written(example=text, an_idea_that_does_the_same=CODE)
+    assert errors == []
+    source = apply((ROOT / "train.py").read_text(encoding="utf-8"), ["example"], ideas)
+    compile(source, "train.py", "exec")
+    assert "WARMDOWN = 0.8  #" in source
