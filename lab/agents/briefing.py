@@ -4,14 +4,15 @@
 agent may know and is rebuilt from the journal before every experiment, so an agent without other state resumes after
 a kill as if nothing had happened. After `NoProposal` the caller asks another agent.
 
-The drivers: search (a sampler, needs nothing), ollama (a local model), command (any coding CLI) and hybrid.
+The drivers: search (needs nothing), ollama (a local model), command (any coding CLI) and hybrid.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from lab.agents.evidence import Tried, failures, results
 from lab.errors import one_line
 from lab.files import ROOT
 from lab.loop import space
@@ -23,26 +24,10 @@ from lab.preset import from_dict
 
 PLATEAU = 15  # experiments without a kept one
 BYTES_PER_TOKEN = 2.5  # code and figures give 3 to 4 with current tokenizers: estimates err on the long side
-FAILED = ("crash", "rejected", "timeout")  # verdicts of runs that gave no number; "invalid" runs are repeated
 
 
 class NoProposal(Exception):
     """The agent has nothing to propose for this experiment; the message says why in one line."""
-
-
-@dataclass(frozen=True)
-class Tried:
-    """One finished experiment, as agents see it."""
-
-    number: int
-    hypothesis: str
-    verdict: str  # keep, discard, crash, rejected, timeout, invalid
-    delta: float | None = None  # change of val_bpb against its incumbent, negative is better; None: no number
-    edit: Mapping[str, Any] | None = None  # see proposal.Proposal; also as read from JSON
-
-    def __post_init__(self) -> None:
-        if self.edit and "values" in self.edit:  # JSON has no tuples
-            object.__setattr__(self, "edit", {**self.edit, "values": _hashable(self.edit["values"])})
 
 
 class Agent(Protocol):
@@ -80,16 +65,12 @@ class Briefing:
     def constants(self) -> dict[str, Constant]:
         return constants(self.source, self.settings)
 
-    def menu(self, repeats: bool = False) -> dict[str, list[Any]]:
-        """Values to try for each constant: valid, not tried yet, not at or beyond a value that crashed.
-
-        With `repeats`, also values tried before, for use together with another change.
-        """
-        block, limits = self.constants(), list(self._crashes())
-        menu = {}
-        for name, options in space.menu(self.source, self.settings, () if repeats else self.tried).items():
-            walls = [value for crashed, value in limits if crashed == name]
-            safe = [option for option in options if not _behind(option, walls, block[name].value)]
+    def menu(self) -> dict[str, list[Any]]:
+        """Values to try for each constant: valid, not tried yet, not known to fail."""
+        current = {name: constant.value for name, constant in self.constants().items()}
+        failed, menu = failures(results(self.history, current)), {}
+        for name, options in space.menu(self.source, self.settings, self.tried).items():
+            safe = [value for value in options if not any(one.excludes({**current, name: value}) for one in failed)]
             if safe:
                 menu[name] = safe
         return menu
@@ -148,13 +129,6 @@ class Briefing:
         note = [f"({left_out} older ones left out)"] if left_out else []
         return "\n".join([head, *note, *reversed(rows)]) if rows else ""
 
-    def _crashes(self) -> Iterator[tuple[str, Any]]:
-        """(constant, value) of every experiment that changed this constant alone and failed."""
-        for tried in self.history:
-            values = (tried.edit or {}).get("values", {})
-            if tried.verdict in FAILED and len(values) == 1:
-                yield from values.items()
-
 
 def brief(state: State, night: Mapping[str, Any], source: str, attempt: int = 0, refused: str = "",
           refused_source: str = "") -> Briefing:  # fmt: skip
@@ -171,7 +145,7 @@ def brief(state: State, night: Mapping[str, Any], source: str, attempt: int = 0,
         task=task_line(night),
         value=state.incumbent.val_bpb if state.incumbent else None,
         noise=state.noise.pair if state.noise else None,
-        history=[*map(outcome, judged), *map(refusal, state.refusals)],
+        history=[*(outcome(e, state.experiments) for e in judged), *map(refusal, state.refusals)],
         near_misses=[outcome(e) for e in judged if e.near_miss],
         last_failure=last.reason if last.status == "crash" and not last.spoiled else "",
         refused=refused,
@@ -191,15 +165,17 @@ def task_line(night: Mapping[str, Any]) -> str:
     )
 
 
-def outcome(e: Experiment) -> Tried:
-    """An experiment as agents see it."""
+def outcome(e: Experiment, known: Sequence[Experiment] = ()) -> Tried:
+    """An experiment as agents see it. `known`: all of the night by id; later runs of a kept one then count too."""
     verdict = "discard" if e.status == "pending" else "invalid" if e.spoiled else e.status
-    return Tried(e.id, e.hypothesis, verdict, e.delta, e.edit)
+    delta = e.val_bpb - known[e.parent].val_bpb if known and e.status == "keep" else e.delta
+    return Tried(e.id, e.hypothesis, verdict, delta, e.edit, e.error or 0.0)
 
 
 def refusal(entry: Mapping[str, Any]) -> Tried:
-    """A refused proposal (State.refusals) as agents see it."""
-    return Tried(entry["after"] + 1, f"{entry['hypothesis']}: {entry['reason']}", "rejected")
+    """A refused proposal (State.refusals) as agents see it. What it changed is evidence only if it was run."""
+    edit = entry.get("edit") if entry["reason"].startswith("preflight") else None
+    return Tried(entry["after"] + 1, f"{entry['hypothesis']}: {entry['reason']}", "rejected", edit=edit)
 
 
 def row(tried: Tried) -> str:
@@ -213,22 +189,6 @@ def row(tried: Tried) -> str:
     repeats = changes and "definitions" not in edit and in_words(edit) in tried.hypothesis  # adds nothing
     why = "" if repeats else f" {one_line(tried.hypothesis)}"
     return f"{tried.number:4d} {tried.verdict:8s} {delta}{what}{why}"
-
-
-def _hashable(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-
-
-def _behind(option: Any, walls: list[Any], current: Any) -> bool:
-    """Whether an option lies at a value that crashed, or on its far side seen from the current value."""
-    if option in walls:
-        return True
-    for wall in walls:
-        if all(type(item) in (int, float) for item in (option, wall, current)) and (
-            current < wall < option or option < wall < current
-        ):
-            return True
-    return False
 
 
 def _short(value: Any) -> str:

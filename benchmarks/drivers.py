@@ -1,0 +1,302 @@
+"""Who proposes best: simulated nights on a landscape fitted to real trials (benchmarks/landscape.py).
+
+    python benchmarks/drivers.py --trials trials.csv [--fold odd] [--nights N] [--experiments N] [--only search,es]
+
+A night starts from upstream's train.py. An experiment is one proposal; a failed run counts as one. The drivers:
+  search   the product's agent, through real briefings over a real constants block
+  chance   the same candidates without the model
+  menu     one constant at a time, by chance from the menus that small local models choose from
+  tpe, cma Optuna's samplers over the whole box of the table
+  es       a (1+1) evolution strategy over that box in thirty lines
+Without noise the lower value is kept. With noise, the verdict of lab.loop.verdict judges simulated runs: seeds differ
+by SEED_SD, runs of the same code and seed by RUN_SD, as repeated trials of the table do; what counts is the true value
+of the incumbent, and the runs are counted. Nights run in lock-step: a forest predicts many points as fast as one.
+Writes drivers.json (each driver's median and worst tenth, and the same with noise, with runs) and drivers.png.
+"""
+
+import argparse
+import json
+import math
+import random
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+
+import verdict  # noqa: E402
+from landscape import BLOCK, CONTEXT, Landscape, box, read  # noqa: E402
+
+from lab.agents.briefing import Briefing  # noqa: E402
+from lab.agents.evidence import Tried  # noqa: E402
+from lab.agents.search import Search  # noqa: E402
+from lab.files import write_atomic  # noqa: E402
+from lab.loop.proposal import Proposal, describe  # noqa: E402
+from lab.loop.source import fingerprint, set_constant  # noqa: E402
+from lab.loop.verdict import Run  # noqa: E402
+
+AFTER = (25, 50, 100, 300)  # experiments
+SEED_SD, RUN_SD = 0.0073, 0.0007  # bits per byte
+SETTINGS = {"sequence_length": CONTEXT}
+SOURCE = "\n".join([*(f"{name} = {value!r}" for name, value in BLOCK.items()), "", "def build_model(vocab_size):",
+                    "    return None", "", "def main():", "    pass", ""])  # fmt: skip
+
+Settings = dict[str, Any]
+Box = dict[str, tuple[Any, ...]]
+
+
+class Driver(Protocol):
+    def ask(self) -> Settings: ...
+
+    def tell(self, value: float, delta: float | None, keep: bool, error: float) -> None:
+        """`value` and `delta` as measured; nan and None for a failed run."""
+
+
+class Agent:
+    """An agent of the product, and the history that its briefings tell."""
+
+    def __init__(self, agent: Any):
+        self.agent, self.source, self.history, self.tried = agent, SOURCE, [], {fingerprint(SOURCE, SETTINGS)}
+        self.values, self.proposal = dict(BLOCK), None
+
+    def ask(self) -> Settings:
+        brief = Briefing(len(self.history) + 1, self.source, SETTINGS, history=self.history, tried=self.tried)
+        self.proposal = self.agent.propose(brief)
+        return self.values | self.proposal.edit["values"]
+
+    def tell(self, value: float, delta: float | None, keep: bool, error: float) -> None:
+        done, status = self.proposal, "crash" if delta is None else "keep" if keep else "discard"
+        self.history.append(Tried(len(self.history) + 1, done.hypothesis, status, delta, done.edit, error))
+        self.tried.add(fingerprint(done.source, SETTINGS))
+        if keep:
+            self.source, self.values = done.source, self.values | done.edit["values"]
+
+
+class Menu:
+    """One constant of the briefing's menu, by chance."""
+
+    def __init__(self, seed: int):
+        self.draw = random.Random(seed)
+
+    def propose(self, briefing: Briefing) -> Proposal:
+        menu = briefing.menu()
+        name = self.draw.choice(list(menu))
+        source = set_constant(briefing.source, name, self.draw.choice(menu[name]))
+        return Proposal(source, "", "menu", describe(source, briefing.source, SETTINGS))
+
+
+class Sampler:
+    """A sampler of Optuna over the box; failures count as very bad values, since these samplers rank."""
+
+    def __init__(self, sampler: Any, box: Box):
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.study, self.box = optuna.create_study(sampler=sampler), box
+
+    def ask(self) -> Settings:
+        self.trial = self.study.ask()
+        return {name: self._suggest(name, self.box[name]) for name in BLOCK}
+
+    def _suggest(self, name: str, values: tuple[Any, ...]) -> Any:
+        if isinstance(values[0], str):
+            return self.trial.suggest_categorical(name, values)
+        if len(values) > 2:
+            return values[self.trial.suggest_int(name, 0, len(values) - 1)]
+        if isinstance(values[0], int):
+            return self.trial.suggest_int(name, *values)
+        return self.trial.suggest_float(name, *values, log=name.endswith("_LR"))
+
+    def tell(self, value: float, delta: float | None, keep: bool, error: float) -> None:
+        self.study.tell(self.trial, 10.0 if delta is None else value)
+
+
+class Evolution:
+    """(1+1): one to three constants of the incumbent, mutated inside the box; the better one lives."""
+
+    def __init__(self, seed: int, box: Box):
+        self.draw, self.box, self.values = random.Random(seed), box, dict(BLOCK)
+
+    def ask(self) -> Settings:
+        names = self.draw.sample(list(BLOCK), self.draw.randint(1, 3))
+        self.mutant = self.values | {name: self._mutate(name, self.box[name]) for name in names}
+        return self.mutant
+
+    def _mutate(self, name: str, values: tuple[Any, ...]) -> Any:
+        value, draw = self.values[name], self.draw
+        if len(values) > 2:
+            place = values.index(value) + draw.choice((-1, 1))
+            return draw.choice(values) if isinstance(value, str) else values[min(max(place, 0), len(values) - 1)]
+        if name == "DEPTH":
+            moved = value + draw.choice((-3, -2, -1, 1, 2, 3))
+        elif isinstance(value, int):
+            moved = round(value * math.exp(0.2 * draw.gauss(0, 1)))
+        else:
+            moved = value * math.exp(0.5 * draw.gauss(0, 1)) if name.endswith("_LR") else value + draw.gauss(0, 0.1)
+        return min(max(moved, values[0]), values[1])
+
+    def tell(self, value: float, delta: float | None, keep: bool, error: float) -> None:
+        self.values = self.mutant if keep else self.values
+
+
+def _sampler(name: str, seed: int) -> Any:
+    import optuna
+
+    if name == "tpe":
+        return optuna.samplers.TPESampler(seed=seed)
+    return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+
+
+DRIVERS: dict[str, Callable[[int, Box], Driver]] = {
+    "search": lambda seed, box: Agent(Search(seed)),
+    "chance": lambda seed, box: Agent(Search(seed, startup=10**9)),
+    "menu": lambda seed, box: Agent(Menu(seed)),
+    "tpe": lambda seed, box: Sampler(_sampler("tpe", seed), box),
+    "cma": lambda seed, box: Sampler(_sampler("cma", seed), box),
+    "es": Evolution,
+}
+
+
+class Exact:
+    """Without noise: one run each, the lower is kept."""
+
+    def __init__(self, seed: int, start: float):
+        self.level, self.runs = start, 1
+
+    def __call__(self, value: float) -> tuple[float, float | None, bool, float]:
+        """(measured value, delta, whether it is kept, error of delta) of an experiment with this true value."""
+        self.runs += 1
+        delta = None if math.isnan(value) else value - self.level
+        keep = delta is not None and delta < 0
+        self.level = value if keep else self.level
+        return value, delta, keep, 0.0
+
+
+class Noisy(verdict.Night):
+    """With noise: the verdict's runs on a steady machine."""
+
+    def __init__(self, seed: int, start: float):
+        super().__init__(seed, "steady")
+        self.start = self.level = start
+        self.propose(0.0)
+
+    def run(self, experiment: verdict.Experiment, seed: int) -> None:
+        effect = random.Random(f"{self.seed} {seed}").gauss(0, SEED_SD)
+        value = self.start + experiment.true + effect + self.rng.gauss(0, RUN_SD)
+        experiment.runs.append(Run(seed, value, 1.0))
+        self.runs, self.highest = self.runs + 1, max(self.highest, seed)
+
+    def __call__(self, value: float) -> tuple[float, float | None, bool, float]:
+        if math.isnan(value):
+            self.runs += 1
+            return value, None, False, 0.0
+        best = self.incumbent
+        keep, _ = self.propose(value - self.level)
+        new = self.experiments[-1]
+        self.level = value if keep else self.level
+        return self.start + new.level, new.level - best.level, keep, RUN_SD * math.sqrt(2 / len(new.runs))
+
+
+def simulate(
+    driver: Callable[[int, Box], Driver], judge: type, surface: Landscape, ranges: Box, nights: int, experiments: int
+) -> dict[str, np.ndarray]:
+    """True value of the incumbent, runs and failures so far, after each experiment (rows) of each night (columns)."""
+    start = float(surface([BLOCK])[0])
+    drivers, judges = [driver(seed, ranges) for seed in range(nights)], [judge(seed, start) for seed in range(nights)]
+    found, failed = {"value": [], "runs": [], "failed": []}, np.zeros(nights)
+    for _ in range(experiments):
+        values = surface([one.ask() for one in drivers])
+        for one, judged, value in zip(drivers, judges, values, strict=True):
+            one.tell(*judged(float(value)))
+        failed = failed + np.isnan(values)
+        for key, row in (("value", [j.level for j in judges]), ("runs", [j.runs for j in judges]), ("failed", failed)):
+            found[key].append(row)
+    return {key: np.array(rows) for key, rows in found.items()}
+
+
+def summary(found: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Median, worst tenth (the median of it is the 95th percentile; here its best, the 90th), runs and failures."""
+    reached = [n for n in AFTER if n <= len(found["value"])]
+
+    def after(key: str, figure: Callable[[np.ndarray], float], digits: int) -> dict[str, float]:
+        return {str(n): round(float(figure(found[key][n - 1])), digits) for n in reached}
+
+    return {
+        "median": after("value", np.median, 5),
+        "worst_tenth": after("value", lambda row: np.quantile(row, 0.9), 5),
+        "runs": after("runs", np.median, 0),
+        "failed": after("failed", lambda row: np.mean(row), 2),
+    }
+
+
+def table(title: str, figures: dict[str, dict[str, Any]]) -> str:
+    """A Markdown table: median, and in brackets the worst tenth."""
+    reached = list(next(iter(figures.values()))["median"])
+    lines = [f"| {title} | {' | '.join(reached)} | runs | failed |", f"|---|{'---|' * (len(reached) + 2)}"]
+    for name, one in figures.items():
+        cells = [f"{one['median'][n]:.4f} ({one['worst_tenth'][n]:.4f})" for n in reached]
+        lines.append(
+            f"| {name} | {' | '.join(cells)} | {one['runs'][reached[-1]]:.0f} | {one['failed'][reached[-1]]} |"
+        )
+    return "\n".join(lines)
+
+
+def picture(curves: dict[str, dict[str, np.ndarray]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(curves), figsize=(5.5 * len(curves), 4), sharey=True, layout="constrained")
+    for axis, (title, drivers) in zip(np.atleast_1d(axes), curves.items(), strict=True):
+        for name, values in drivers.items():
+            line = axis.plot(range(1, len(values) + 1), np.median(values, axis=1), label=name)[0]
+            axis.fill_between(
+                range(1, len(values) + 1), *np.quantile(values, (0.1, 0.9), axis=1), color=line.get_color(), alpha=0.12
+            )
+        axis.set(xlabel="experiments", title=title, xscale="log")
+        axis.legend(frameon=False, fontsize=8)
+    np.atleast_1d(axes)[0].set(ylabel="val_bpb of the incumbent")
+    figure.savefig(path, dpi=70)
+    plt.close(figure)
+
+
+def rows_of(path: Path, fold: str) -> Sequence[dict[str, str]]:
+    """The rows whose trial has an even or odd number, or all."""
+    return [row for row in read(path) if fold == "all" or int(row["trial"]) % 2 == (fold == "odd")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--trials", type=Path, required=True, help="the landscape: a CSV file of real trials")
+    parser.add_argument("--fold", choices=("all", "odd", "even"), default="all", help="trials with these numbers only")
+    parser.add_argument("--nights", type=int, default=50, help="nights of each driver (default %(default)s)")
+    parser.add_argument("--experiments", type=int, default=300, help="of a night without noise (default %(default)s)")
+    parser.add_argument("--noisy", type=int, default=100, help="of a night with noise (default %(default)s)")
+    parser.add_argument("--only", default=",".join(DRIVERS), help="drivers, separated by commas")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("out"), help="output folder")
+    options = parser.parse_args()
+    rows = rows_of(options.trials, options.fold)
+    surface, ranges, chosen = Landscape(rows), box(rows), options.only.split(",")
+    exact, noisy = (
+        {name: simulate(DRIVERS[name], judge, surface, ranges, options.nights, count) for name in chosen if count}
+        for judge, count in ((Exact, options.experiments), (Noisy, options.noisy))
+    )
+    report: dict[str, Any] = {"fold": options.fold, "rows": len(rows), "nights": options.nights}
+    for key, found in (("exact", exact), ("noise", noisy)):
+        report[key] = {name: summary(one) for name, one in found.items()}
+        if found:
+            print(table("without noise" if key == "exact" else "with noise and the verdict", report[key]), end="\n\n")
+    report |= {name: one["median"] for name, one in report["exact"].items()}
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_atomic(options.out / "drivers.json", json.dumps(report, indent=1))
+    curves = {"without noise": exact, "with noise and the verdict": noisy}
+    picture({title: {name: one["value"] for name, one in found.items()} for title, found in curves.items() if found},
+            options.out / "drivers.png")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
