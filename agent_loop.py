@@ -13,7 +13,7 @@ Importing this module has no effect.
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +21,8 @@ from typing import Any
 
 import click
 
-from lab.agents.briefing import Agent, NoProposal, brief, outcome, task_line
+from lab.agents.briefing import Agent, NoProposal, brief, outcome, task_line, where
+from lab.agents.bundle import screened
 from lab.agents.choose import choose_agent
 from lab.agents.external import External
 from lab.agents.search import Search
@@ -30,7 +31,7 @@ from lab.files import write_atomic
 from lab.interface.dashboard import dashboard, summary
 from lab.interface.options import agent_options, end_options, night_options, tag_option
 from lab.interface.report import sample_stories, serve, write_report
-from lab.loop import session
+from lab.loop import ledger, session
 from lab.loop.branch import Branch
 from lab.loop.history import Step
 from lab.loop.journal import Journal
@@ -61,6 +62,7 @@ class Night:
     idea: str = ""  # the proposal that is being checked
     invalid: int = 0  # invalid runs in a row
     last: int | None = None  # number of the last experiment; None: not known
+    memory: Sequence[ledger.Effect] = ()  # what other nights found
 
     def go(self, experiments: int | None, final: bool = True) -> str:
         """Settle `experiments` more after the baseline, or continue until `stop` gives a reason; return the reason.
@@ -100,7 +102,8 @@ class Night:
             self.idea, proposal = "", None
             agent = self.agent if attempt <= REDRAWS else Search()
             try:
-                proposal = agent.propose(brief(state, self.runner.settings, base, attempt, refused, refused_source))
+                given = brief(state, self.runner.settings, base, attempt, refused, refused_source, self.memory)
+                proposal = agent.propose(given)
                 check(proposal.source, base, state.tried.keys(), self.settings)
                 self.idea = f"{proposal.hypothesis} ({proposal.agent})"
                 self.log(f"experiment {len(state.experiments)}: {self.idea}; preflight")
@@ -172,7 +175,8 @@ class Night:
 
     def judge(self) -> None:
         state = self.journal.state
-        decision = state.judge(self.rigor, None if self.last is None else self.last - state.pending.id)
+        to_come = None if self.last is None else self.last - state.pending.id
+        decision = screened(state.judge(self.rigor, to_come), state.pending)
         self.journal.record("verdict", id=state.pending.id, **vars(decision))
         if decision.reason:
             self.log(f"{decision.verdict}: {decision.reason}")
@@ -183,6 +187,7 @@ class Night:
         event = {"keep": "kept", "discard": "discarded", "crash": "crashed"}[verdict]
         self.journal.record(event, id=done.id, **({"reason": done.reason} if verdict == "crash" else {}))
         self.journal.write_results()
+        ledger.record(self.folder, *where(self.runner.settings), self.journal.state.experiments)
         if self.agent:
             self.agent.tell(Proposal("", done.hypothesis, done.agent, done.edit), outcome(done))
 
@@ -213,7 +218,7 @@ def run(kind: str, model: str, cli: str, llm_share: float, max_experiments: int 
     with held(folder):
         session.stay_awake()
         parts = open_night(folder, verbosity=verbosity, **options)
-        night = Night(folder, *parts, rigor, agent, log_line, stopper(deadline, log_line))
+        night = Night(folder, *parts, rigor, agent, log_line, stopper(deadline, log_line), memory=ledger.others(folder))
         task = task_line(night.runner.settings)
         log_line(f"night {folder.name}: agent {agent.name}, sandbox {night.runner.sandbox}, {task}")
         try:

@@ -20,6 +20,7 @@ import math
 import random
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,7 +37,7 @@ from lab.agents.search import Search  # noqa: E402
 from lab.files import write_atomic  # noqa: E402
 from lab.loop.proposal import Proposal, describe  # noqa: E402
 from lab.loop.source import fingerprint, set_constant  # noqa: E402
-from lab.loop.verdict import Run  # noqa: E402
+from lab.loop.verdict import Run, decide  # noqa: E402
 
 AFTER = (25, 50, 100, 300)  # experiments
 SEED_SD, RUN_SD = 0.0073, 0.0007  # bits per byte
@@ -45,10 +46,13 @@ SOURCE = "\n".join([*(f"{name} = {value!r}" for name, value in BLOCK.items()), "
                     "    return None", "", "def main():", "    pass", ""])  # fmt: skip
 
 Settings = dict[str, Any]
+Told = tuple[float, float | None, bool, float]  # value and delta as measured, whether it is kept, error of delta
 Box = dict[str, tuple[Any, ...]]
 
 
 class Driver(Protocol):
+    noise: float  # sd of a difference, bits per byte
+
     def ask(self) -> Settings: ...
 
     def tell(self, value: float, delta: float | None, keep: bool, error: float) -> None:
@@ -60,19 +64,32 @@ class Agent:
 
     def __init__(self, agent: Any):
         self.agent, self.source, self.history, self.tried = agent, SOURCE, [], {fingerprint(SOURCE, SETTINGS)}
-        self.values, self.proposal = dict(BLOCK), None
+        self.values, self.noise = dict(BLOCK), 0.0
+        self.kept: tuple[int, float] | None = None  # place of the last kept one in the history, level before it
 
     def ask(self) -> Settings:
-        brief = Briefing(len(self.history) + 1, self.source, SETTINGS, history=self.history, tried=self.tried)
+        brief = Briefing(
+            len(self.history) + 1, self.source, SETTINGS, noise=self.noise, history=self.history, tried=self.tried
+        )
         self.proposal = self.agent.propose(brief)
-        return self.values | self.proposal.edit["values"]
+        self.edit = self.proposal.edit
+        return self.values | self.edit["values"]
 
     def tell(self, value: float, delta: float | None, keep: bool, error: float) -> None:
+        self._refine(value, delta, keep)
         done, status = self.proposal, "crash" if delta is None else "keep" if keep else "discard"
         self.history.append(Tried(len(self.history) + 1, done.hypothesis, status, delta, done.edit, error))
         self.tried.add(fingerprint(done.source, SETTINGS))
         if keep:
             self.source, self.values = done.source, self.values | done.edit["values"]
+
+    def _refine(self, value: float, delta: float | None, keep: bool) -> None:
+        """The incumbent has run again since it was kept: lab.agents.briefing.brief puts this into its delta too."""
+        if delta is not None and self.kept:
+            place, before = self.kept
+            self.history[place] = replace(self.history[place], delta=value - delta - before)
+        if keep:
+            self.kept = len(self.history), value - delta
 
 
 class Menu:
@@ -163,14 +180,16 @@ DRIVERS: dict[str, Callable[[int, Box], Driver]] = {
 class Exact:
     """Without noise: one run each, the lower is kept."""
 
+    noise = 0.0  # sd of a difference
+
     def __init__(self, seed: int, start: float):
         self.level, self.runs = start, 1
 
-    def __call__(self, value: float) -> tuple[float, float | None, bool, float]:
-        """(measured value, delta, whether it is kept, error of delta) of an experiment with this true value."""
+    def __call__(self, value: float, screen: bool) -> Told:
+        """Judge an experiment with this true value. `screen`: a row of a design runs once and is not kept."""
         self.runs += 1
         delta = None if math.isnan(value) else value - self.level
-        keep = delta is not None and delta < 0
+        keep = delta is not None and delta < 0 and not screen
         self.level = value if keep else self.level
         return value, delta, keep, 0.0
 
@@ -178,9 +197,12 @@ class Exact:
 class Noisy(verdict.Night):
     """With noise: the verdict's runs on a steady machine."""
 
+    noise = RUN_SD * math.sqrt(2)
+
     def __init__(self, seed: int, start: float):
         super().__init__(seed, "steady")
         self.start = self.level = start
+        self.screen = False
         self.propose(0.0)
 
     def run(self, experiment: verdict.Experiment, seed: int) -> None:
@@ -189,11 +211,24 @@ class Noisy(verdict.Night):
         experiment.runs.append(Run(seed, value, 1.0))
         self.runs, self.highest = self.runs + 1, max(self.highest, seed)
 
-    def __call__(self, value: float) -> tuple[float, float | None, bool, float]:
+    def judge(self, new: verdict.Experiment) -> bool:
+        return self.screened(new) if self.screen else super().judge(new)
+
+    def screened(self, new: verdict.Experiment) -> bool:
+        """The first run of a comparison, with the incumbent's before it, and its delta."""
+        best = self.incumbent
+        while True:
+            decision = decide(new.code, best.code, [e.code for e in self.kept[:-1]], new_seed=self.highest + 1)
+            best.level, new.level = decision.standing, decision.standing + decision.delta
+            if new.runs:
+                return False
+            self.run(new if decision.who == "candidate" else best, decision.seed)
+
+    def __call__(self, value: float, screen: bool) -> Told:
         if math.isnan(value):
             self.runs += 1
             return value, None, False, 0.0
-        best = self.incumbent
+        best, self.screen = self.incumbent, screen
         keep, _ = self.propose(value - self.level)
         new = self.experiments[-1]
         self.level = value if keep else self.level
@@ -201,19 +236,30 @@ class Noisy(verdict.Night):
 
 
 def simulate(
-    driver: Callable[[int, Box], Driver], judge: type, surface: Landscape, ranges: Box, nights: int, experiments: int
+    name: str, judge: type, surface: Landscape, ranges: Box, nights: int, experiments: int
 ) -> dict[str, np.ndarray]:
     """True value of the incumbent, runs and failures so far, after each experiment (rows) of each night (columns)."""
     start = float(surface([BLOCK])[0])
-    drivers, judges = [driver(seed, ranges) for seed in range(nights)], [judge(seed, start) for seed in range(nights)]
+    drivers = [DRIVERS[name](seed, ranges) for seed in range(nights)]
+    judges = [judge(seed, start) for seed in range(nights)]
+    for one in drivers:
+        one.noise = judge.noise
     found, failed = {"value": [], "runs": [], "failed": []}, np.zeros(nights)
-    for _ in range(experiments):
+    for number in range(1, experiments + 1):
         values = surface([one.ask() for one in drivers])
         for one, judged, value in zip(drivers, judges, values, strict=True):
-            one.tell(*judged(float(value)))
+            one.tell(*judged(float(value), "screen" in getattr(one, "edit", {})))
         failed = failed + np.isnan(values)
         for key, row in (("value", [j.level for j in judges]), ("runs", [j.runs for j in judges]), ("failed", failed)):
             found[key].append(row)
+        if number in AFTER:
+            median, worst = np.quantile(found["value"][-1], (0.5, 0.9))
+            what = f"{name}, {judge.__name__.lower()}, after {number}"
+            runs, failures = np.median(found["runs"][-1]), failed.mean()
+            print(
+                f"{what}: {median:.5f}, worst tenth {worst:.5f}, {runs:.0f} runs, {failures:.1f} failed",
+                file=sys.stderr,
+            )
     return {key: np.array(rows) for key, rows in found.items()}
 
 
@@ -282,7 +328,7 @@ def main() -> None:
     rows = rows_of(options.trials, options.fold)
     surface, ranges, chosen = Landscape(rows), box(rows), options.only.split(",")
     exact, noisy = (
-        {name: simulate(DRIVERS[name], judge, surface, ranges, options.nights, count) for name in chosen if count}
+        {name: simulate(name, judge, surface, ranges, options.nights, count) for name in chosen if count}
         for judge, count in ((Exact, options.experiments), (Noisy, options.noisy))
     )
     report: dict[str, Any] = {"fold": options.fold, "rows": len(rows), "nights": options.nights}

@@ -12,17 +12,19 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from lab.agents.evidence import Tried, failures, results
+from lab.agents.evidence import Result, Tried, failures, results
 from lab.errors import one_line
 from lab.files import ROOT
 from lab.loop import space
 from lab.loop.history import Experiment, State
+from lab.loop.ledger import Effect, effect
 from lab.loop.proposal import Proposal, in_words
 from lab.loop.source import Constant, constants
 from lab.machine.hardware import describe
 from lab.preset import from_dict
 
 PLATEAU = 15  # experiments without a kept one
+REMEMBERED = 6  # effects of earlier nights in a briefing
 BYTES_PER_TOKEN = 2.5  # code and figures give 3 to 4 with current tokenizers: estimates err on the long side
 
 
@@ -61,14 +63,19 @@ class Briefing:
     attempt: int = 0  # earlier requests for this experiment; each attempt draws again
     plateau: bool = False
     tried: AbstractSet[str] = field(default_factory=frozenset)  # fingerprints, made with `settings`
+    memory: Sequence[tuple[Effect, float]] = ()  # what earlier nights found, and how much it counts here, up to 1
 
     def constants(self) -> dict[str, Constant]:
         return constants(self.source, self.settings)
 
+    def results(self) -> list[Result]:
+        """What the history says about the constants."""
+        return results(self.history, {name: constant.value for name, constant in self.constants().items()})
+
     def menu(self) -> dict[str, list[Any]]:
         """Values to try for each constant: valid, not tried yet, not known to fail."""
         current = {name: constant.value for name, constant in self.constants().items()}
-        failed, menu = failures(results(self.history, current)), {}
+        failed, menu = failures(self.results()), {}
         for name, options in space.menu(self.source, self.settings, self.tried).items():
             safe = [value for value in options if not any(one.excludes({**current, name: value}) for one in failed)]
             if safe:
@@ -84,7 +91,14 @@ class Briefing:
         room = int(max_tokens * BYTES_PER_TOKEN)
         code = self.source if code is None else code
         shown = f"## train.py\n```python\n{code.strip()}\n```" if code else ""
-        parts = (self._standing(), shown, self._failures(room // 8), self._near_misses(), self._plateau())
+        parts = (
+            self._standing(),
+            shown,
+            self._failures(room // 8),
+            self._near_misses(),
+            self._memory(),
+            self._plateau(),
+        )
         fixed = [part for part in parts if part]
         room -= sum(_bytes(part) + 2 for part in fixed)
         if room < 0:
@@ -110,6 +124,13 @@ class Briefing:
         rows = [row(tried) for tried in self.near_misses[-8:]]
         return "\n".join(["## Near misses: better, but within the noise", *rows]) if rows else ""
 
+    def _memory(self) -> str:
+        """The largest effects of earlier nights whose interval excludes zero."""
+        clear = [(one, trust) for one, trust in self.memory if one.high < 0 or one.low > 0]
+        largest = sorted(clear, key=lambda line: -abs(line[0].effect) * line[1])[:REMEMBERED]
+        rows = [_remembered(one, trust) for one, trust in largest]
+        return "\n".join(["## Earlier nights (change in val_bpb, 95 % interval)", *rows]) if rows else ""
+
     def _plateau(self) -> str:
         text = "No change was kept for a long time. Move away from here: change something that was not changed yet."
         return f"## Plateau\n{text}" if self.plateau else ""
@@ -131,8 +152,9 @@ class Briefing:
 
 
 def brief(state: State, night: Mapping[str, Any], source: str, attempt: int = 0, refused: str = "",
-          refused_source: str = "") -> Briefing:  # fmt: skip
-    """The briefing for the next experiment: `night` is its settings.json, `source` the incumbent's train.py."""
+          refused_source: str = "", memory: Sequence[Effect] = ()) -> Briefing:  # fmt: skip
+    """The briefing for the next experiment: `night` is its settings.json, `source` the incumbent's train.py, `memory`
+    what other nights found."""
     judged = [e for e in state.experiments if not e.baseline and e.status != "pending"]
     kept = max((e.id for e in state.experiments if e.status == "keep"), default=0)
     last = state.experiments[-1]
@@ -153,29 +175,38 @@ def brief(state: State, night: Mapping[str, Any], source: str, attempt: int = 0,
         attempt=attempt,
         plateau=len(state.experiments) - kept > PLATEAU,
         tried=state.tried.keys(),
+        memory=[(one, one.trust(*where(night))) for one in memory],
     )
+
+
+def where(night: Mapping[str, Any]) -> tuple[str, str]:
+    """Task and machine of a night."""
+    preset, chip = from_dict(night["preset"]), describe()
+    task = f"{preset.name}: context {preset.task.sequence_length} tokens, {night['minutes']:g} minutes of training"
+    return task, f"{chip['chip']} ({chip['backend']}, {chip['memory_gb']:.0f} GB)"
 
 
 def task_line(night: Mapping[str, Any]) -> str:
     """Task and machine of a night in one line."""
-    preset, chip = from_dict(night["preset"]), describe()
-    return (
-        f"Preset {preset.name}: context {preset.task.sequence_length} tokens, {night['minutes']:g} "
-        f"minutes of training on {chip['chip']} ({chip['backend']}, {chip['memory_gb']:.0f} GB)."
-    )
+    return "Preset {} on {}.".format(*where(night))
 
 
 def outcome(e: Experiment, known: Sequence[Experiment] = ()) -> Tried:
     """An experiment as agents see it. `known`: all of the night by id; later runs of a kept one then count too."""
     verdict = "discard" if e.status == "pending" else "invalid" if e.spoiled else e.status
-    delta = e.val_bpb - known[e.parent].val_bpb if known and e.status == "keep" else e.delta
-    return Tried(e.id, e.hypothesis, verdict, delta, e.edit, e.error or 0.0)
+    return Tried(e.id, e.hypothesis, verdict, effect(e, known) if known else e.delta, e.edit, e.error or 0.0)
 
 
 def refusal(entry: Mapping[str, Any]) -> Tried:
     """A refused proposal (State.refusals) as agents see it. What it changed is evidence only if it was run."""
     edit = entry.get("edit") if entry["reason"].startswith("preflight") else None
     return Tried(entry["after"] + 1, f"{entry['hypothesis']}: {entry['reason']}", "rejected", edit=edit)
+
+
+def _remembered(one: Effect, trust: float) -> str:
+    changes = ", ".join(f"{name} {_short(one.was.get(name))} -> {_short(new)}" for name, new in one.values.items())
+    where = "" if trust == 1 else ", on another task or machine"
+    return f"{one.effect:+.5f} ({one.low:+.5f} to {one.high:+.5f}) {one_line(changes, 120)} [night {one.night}{where}]"
 
 
 def row(tried: Tried) -> str:

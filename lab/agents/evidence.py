@@ -29,7 +29,7 @@ class Tried:
 
     def __post_init__(self) -> None:
         if self.edit and "values" in self.edit:  # JSON has no tuples
-            read = {key: _hashable(self.edit.get(key, {})) for key in ("values", "was")}
+            read = {key: hashable(self.edit.get(key, {})) for key in ("values", "was")}
             object.__setattr__(self, "edit", {**self.edit, **read})
 
 
@@ -56,7 +56,7 @@ def results(history: Iterable[Tried], current: Values) -> list[Result]:
     constants; changes of others are left out."""
     values, level, found = dict(current), 0.0, []
     for tried in sorted(history, key=lambda one: one.number, reverse=True):
-        changed, was = (_known((tried.edit or {}).get(key, {}), current) for key in ("values", "was"))
+        changed, was = (known((tried.edit or {}).get(key, {}), current) for key in ("values", "was"))
         delta = tried.delta if tried.delta is not None and math.isfinite(tried.delta) else None
         if not changed or changed.keys() != was.keys():
             continue
@@ -83,7 +83,7 @@ def _beyond(value: Any, failed: Any, was: Any) -> bool:
     return value == failed or (numbers and (was < failed < value or value < failed < was))
 
 
-def _known(values: Values, current: Values) -> dict[str, Any]:
+def known(values: Values, current: Values) -> dict[str, Any]:
     """The values of constants that the incumbent has, of the same type."""
     return {name: value for name, value in values.items() if _kind(value) == _kind(current.get(name))}
 
@@ -92,5 +92,5 @@ def _kind(value: Any) -> Any:
     return float if type(value) is int else type(value)
 
 
-def _hashable(values: Values) -> dict[str, Any]:
+def hashable(values: Values) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

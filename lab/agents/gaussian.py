@@ -9,7 +9,6 @@ import math
 import numpy as np
 
 LENGTH, LENGTH_SD = 4.0, 1.4  # prior of a length: steps, and the sd of its logarithm
-STARTS = (0.5, 1.0, 2.0)  # times LENGTH
 NOISES = (1e-4, 1e-2, 1e-1)  # share of the variance of the results that points do not explain
 ASCENTS = 6  # steps of the lengths, each a factor of up to exp(0.5)
 
@@ -19,9 +18,7 @@ class Gaussian:
         """`points` (N, D), `values` (N,), and the known `variance` (N,) of each value."""
         self.points, self.center, self.scale = points, float(np.median(values)), float(values.std()) or 1.0
         self.values, self.variance = (values - self.center) / self.scale, variance / self.scale**2
-        self.noise = NOISES[0]
-        starts = [np.full(points.shape[1], LENGTH * start) for start in STARTS]
-        lengths = max(starts, key=self._fit)
+        lengths = np.full(points.shape[1], LENGTH)
         self.noise = max(NOISES, key=lambda noise: self._fit(lengths, noise))
         self._ascend(lengths)
 
@@ -43,7 +40,7 @@ class Gaussian:
                 best, reached = lengths, now
         self._fit(best)
 
-    def _fit(self, lengths: np.ndarray, noise: float | None = None) -> float:
+    def _fit(self, lengths: np.ndarray, noise: float = 0.0) -> float:
         """Condition on the values; returns the log posterior of the lengths."""
         self.lengths, self.squares = lengths, _squares(self.points / lengths, self.points / lengths)
         kernel = _matern(self.squares)

@@ -15,24 +15,27 @@ Every proposal is a pure function of (briefing, seed): a resumed night continues
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from lab.agents import bundle
 from lab.agents.briefing import Briefing, NoProposal, Tried
-from lab.agents.evidence import Result, failures, results
+from lab.agents.evidence import Result, failures, known
 from lab.agents.gaussian import Gaussian, expected_gain
+from lab.agents.memory import suggestions
 from lab.loop import space
 from lab.loop.proposal import Proposal, check, describe, in_words
 from lab.loop.source import Rejected, digest, set_constant, skeleton
 
 STARTUP = 4  # results, the incumbent's among them, before the process picks
+ALONE = 8  # results, as above, until which one of the constants that matter most is changed alone
 CANDIDATES = 100
 CHANGES = (1, 1, 2, 2, 3, 3)  # constants that a candidate changes
 WIDER, NARROWER = 1.3, 0.93  # factors of the reach after a kept and after another experiment
 REACH = (0.25, 2.5)  # its bounds, in steps
-NEAREST = 150  # results that the process learns from
+NEAREST = 100  # results that the process learns from
 SMALLEST = 3e-4  # bits per byte: losses are compressed from here on, or from the size that is usual
 
 Values = Mapping[str, Any]
@@ -48,23 +51,41 @@ class Search:
 
     def propose(self, briefing: Briefing) -> Proposal:
         """Raises NoProposal when nothing is left to change."""
-        draw = random.Random(f"{self.seed} {briefing.number} {briefing.attempt}")
-        current = {name: constant.value for name, constant in briefing.constants().items()}
-        found = results(briefing.history, current)
-        pool = _candidates(current, briefing.settings, _reach(briefing.history), draw)
-        if len(found) > self.startup:
-            pool = _ranked(pool, found, current, briefing.noise or 0.0)
-        failed, (blank, _) = failures(found), skeleton(briefing.source, briefing.settings)
-        for values in pool:
+        (blank, current), found = skeleton(briefing.source, briefing.settings), briefing.results()
+        failed = failures(found)
+        for values, addition in self._wanted(briefing, current, found):
             fails = space.broken(values, briefing.settings) or any(one.excludes(values) for one in failed)
-            if not fails and digest(blank, values) not in briefing.tried:
-                return self._proposal(briefing, values)
+            if not fails and values != current and digest(blank, values) not in briefing.tried:
+                return self._proposal(briefing, values, addition)
         raise NoProposal("search has tried every neighbour of the incumbent's constants")
+
+    def _wanted(
+        self, briefing: Briefing, current: Values, found: Sequence[Result]
+    ) -> Iterator[tuple[Values, dict[str, Any]]]:
+        """Blocks, possible or not, the best first, each with what to add to the edit: what earlier nights found, then
+        designs, then single candidates."""
+        draw = random.Random(f"{self.seed} {briefing.number} {briefing.attempt}")
+        reach, noise = _reach(briefing.history), briefing.noise or 0.0
+        for night, values in suggestions(briefing.memory, briefing.history):
+            yield current | known(values, current), {"memory": night}
+        if design := bundle.latest(briefing.history):
+            yield from ((current | change, addition) for change, addition in design.steps())
+        if len(misses := bundle.near_misses(briefing.history)) >= bundle.NEAR_MISSES:
+            singles = _candidates(current, briefing.settings, reach / 2, draw, (1,))
+            fill = (_changes(values, current) for values in _ranked(singles, found, current, noise))
+            changes = _apart([*misses, *filter(_small, fill)])
+            if len(changes) >= bundle.FEWEST:
+                yield from ((current | change, addition) for change, addition in bundle.Design(changes).steps())
+        alone = len(found) <= ALONE
+        pool = _candidates(current, briefing.settings, reach, draw, (1,) if alone else CHANGES, levers=alone)
+        if len(found) > self.startup:
+            pool = _ranked(pool, found, current, noise)
+        yield from ((values, {}) for values in pool)
 
     def tell(self, proposal: Proposal, outcome: Tried) -> None:
         """Nothing to remember: the next briefing's history holds the outcome."""
 
-    def _proposal(self, briefing: Briefing, values: Values) -> Proposal:
+    def _proposal(self, briefing: Briefing, values: Values, addition: dict[str, Any]) -> Proposal:
         source = briefing.source
         for name, constant in briefing.constants().items():
             source = source if values[name] == constant.value else set_constant(source, name, values[name])
@@ -72,42 +93,66 @@ class Search:
             check(source, briefing.source, briefing.tried, briefing.settings)
         except Rejected as reason:
             raise NoProposal(f"the search's proposal was refused: {reason}") from None
-        edit = describe(source, briefing.source, briefing.settings)
-        return Proposal(source, f"sampled: {in_words(edit)}", self.name, edit)
+        edit = describe(source, briefing.source, briefing.settings) | addition
+        how = f"from night {addition['memory']}" if "memory" in addition else "screened" if addition else "sampled"
+        return Proposal(source, f"{how}: {in_words(edit)}", self.name, edit)
 
 
-def _candidates(current: Values, settings: Values, reach: float, draw: random.Random) -> list[Values]:
-    """Blocks with a few constants changed, possible or not."""
+def _candidates(
+    current: Values, settings: Values, reach: float, draw: random.Random, counts: Sequence[int], levers: bool = False
+) -> list[Values]:
+    """Blocks with a few constants changed, possible or not; with `levers`, only the constants that matter most."""
     weights = {name: space.weight(name, value) for name, value in current.items() if space.coordinates(name, value)}
+    heaviest = {name: weight for name, weight in weights.items() if weight > 1}
+    weights = heaviest if levers and heaviest else weights
     pool = []
     for _ in range(CANDIDATES if weights else 0):
-        count, values = draw.choice(CHANGES), dict(current)
+        count, values = draw.choice(counts), dict(current)
         for name in sorted(weights, key=lambda name: draw.random() ** (1 / weights[name]))[-count:]:
             values[name] = space.step(name, values, settings, reach, draw)
         pool.append(values)
     return pool
 
 
+def _changes(values: Values, current: Values) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value != current[name]}
+
+
+def _small(change: Values) -> bool:
+    """Whether it changes no size: sizes have large effects, and constraints on each other."""
+    return all(isinstance(value, float | tuple) for value in change.values())
+
+
+def _apart(changes: Iterable[Values]) -> list[Values]:
+    """The first of these changes that have no constant in common, as many as a design takes."""
+    chosen: list[Values] = []
+    for change in changes:
+        if len(chosen) < bundle.ROWS and not change.keys() & bundle.merged(chosen).keys():
+            chosen.append(change)
+    return chosen
+
+
 def _reach(history: Sequence[Tried]) -> float:
     """Of a step: it adapts to what succeeds, so that about one change in five does."""
     reach = 1.0
     for tried in history:
-        if tried.edit and tried.verdict != "invalid":
+        if tried.edit and tried.verdict != "invalid" and "screen" not in tried.edit:
             reach *= WIDER if tried.verdict == "keep" else NARROWER
             reach = min(max(reach, REACH[0]), REACH[1])
     return reach
 
 
 def _ranked(pool: Sequence[Values], found: Sequence[Result], current: Values, noise: float) -> list[Values]:
-    """The blocks from which a Gaussian process expects most first."""
+    """The blocks from which a Gaussian process expects most first. Only what exceeds the noise of a pair counts as a
+    gain: the verdict does not see less."""
     here = _place(current)
-    known = [(place, result) for result in found if len(place := _place(result.values)) == len(here)]
-    known = sorted(known, key=lambda one: ((one[0] - here) ** 2).sum())[:NEAREST]
-    values = _compressed([result.delta for _, result in known])
-    variance = [(result.error or noise) ** 2 if result.was else 0.0 for _, result in known]
-    process = Gaussian(np.array([place for place, _ in known]), values, np.array(variance))
+    points = [(place, result) for result in found if len(place := _place(result.values)) == len(here)]
+    points = sorted(points, key=lambda one: ((one[0] - here) ** 2).sum())[:NEAREST]
+    values = _compressed([result.delta for _, result in points])
+    variance = [(result.error or noise) ** 2 if result.was else 0.0 for _, result in points]
+    process = Gaussian(np.array([place for place, _ in points]), values, np.array(variance))
     best = process.predict(here[None])[0][0]
-    gains = expected_gain(*process.predict(np.array([_place(values) for values in pool])), best)
+    gains = expected_gain(*process.predict(np.array([_place(values) for values in pool])), best - noise)
     return [pool[i] for i in np.argsort(-gains)]
 
 
