@@ -40,6 +40,7 @@ from lab.loop.source import fingerprint, set_constant  # noqa: E402
 from lab.loop.verdict import Run, decide  # noqa: E402
 
 AFTER = (25, 50, 100, 300)  # experiments
+TITLES = {"exact": "without noise", "noise": "with noise and the verdict"}
 SEED_SD, RUN_SD = 0.0073, 0.0007  # bits per byte
 SETTINGS = {"sequence_length": CONTEXT}
 SOURCE = "\n".join([*(f"{name} = {value!r}" for name, value in BLOCK.items()), "", "def build_model(vocab_size):",
@@ -47,7 +48,7 @@ SOURCE = "\n".join([*(f"{name} = {value!r}" for name, value in BLOCK.items()), "
 
 Settings = dict[str, Any]
 Told = tuple[float, float | None, bool, float]  # value and delta as measured, whether it is kept, error of delta
-Box = dict[str, tuple[Any, ...]]
+Box = dict[str, tuple[Any, ...] | list[Any]]
 
 
 class Driver(Protocol):
@@ -62,15 +63,15 @@ class Driver(Protocol):
 class Agent:
     """An agent of the product, and the history that its briefings tell."""
 
-    def __init__(self, agent: Any):
+    def __init__(self, agent: Any, memory: Sequence[Any] = ()):
         self.agent, self.source, self.history, self.tried = agent, SOURCE, [], {fingerprint(SOURCE, SETTINGS)}
+        self.memory = memory
         self.values, self.noise = dict(BLOCK), 0.0
         self.kept: tuple[int, float] | None = None  # place of the last kept one in the history, level before it
 
     def ask(self) -> Settings:
-        brief = Briefing(
-            len(self.history) + 1, self.source, SETTINGS, noise=self.noise, history=self.history, tried=self.tried
-        )
+        known = {"noise": self.noise, "history": self.history, "tried": self.tried, "memory": self.memory}
+        brief = Briefing(len(self.history) + 1, self.source, SETTINGS, **known)
         self.proposal = self.agent.propose(brief)
         self.edit = self.proposal.edit
         return self.values | self.edit["values"]
@@ -118,10 +119,10 @@ class Sampler:
         self.trial = self.study.ask()
         return {name: self._suggest(name, self.box[name]) for name in BLOCK}
 
-    def _suggest(self, name: str, values: tuple[Any, ...]) -> Any:
+    def _suggest(self, name: str, values: tuple[Any, ...] | list[Any]) -> Any:
         if isinstance(values[0], str):
             return self.trial.suggest_categorical(name, values)
-        if len(values) > 2:
+        if isinstance(values, list):
             return values[self.trial.suggest_int(name, 0, len(values) - 1)]
         if isinstance(values[0], int):
             return self.trial.suggest_int(name, *values)
@@ -142,11 +143,12 @@ class Evolution:
         self.mutant = self.values | {name: self._mutate(name, self.box[name]) for name in names}
         return self.mutant
 
-    def _mutate(self, name: str, values: tuple[Any, ...]) -> Any:
+    def _mutate(self, name: str, values: tuple[Any, ...] | list[Any]) -> Any:
         value, draw = self.values[name], self.draw
-        if len(values) > 2:
-            place = values.index(value) + draw.choice((-1, 1))
-            return draw.choice(values) if isinstance(value, str) else values[min(max(place, 0), len(values) - 1)]
+        if isinstance(values, list):
+            if isinstance(value, str) or value not in values:
+                return draw.choice(values)
+            return values[min(max(values.index(value) + draw.choice((-1, 1)), 0), len(values) - 1)]
         if name == "DEPTH":
             moved = value + draw.choice((-3, -2, -1, 1, 2, 3))
         elif isinstance(value, int):
@@ -175,6 +177,10 @@ DRIVERS: dict[str, Callable[[int, Box], Driver]] = {
     "cma": lambda seed, box: Sampler(_sampler("cma", seed), box),
     "es": Evolution,
 }
+
+
+def fleet(name: str, ranges: Box, nights: int) -> list[Driver]:
+    return [DRIVERS[name](seed, ranges) for seed in range(nights)]
 
 
 class Exact:
@@ -236,15 +242,14 @@ class Noisy(verdict.Night):
 
 
 def simulate(
-    name: str, judge: type, surface: Landscape, ranges: Box, nights: int, experiments: int
+    name: str, drivers: Sequence[Driver], judge: type, surface: Landscape, experiments: int
 ) -> dict[str, np.ndarray]:
     """True value of the incumbent, runs and failures so far, after each experiment (rows) of each night (columns)."""
     start = float(surface([BLOCK])[0])
-    drivers = [DRIVERS[name](seed, ranges) for seed in range(nights)]
-    judges = [judge(seed, start) for seed in range(nights)]
+    judges = [judge(seed, start) for seed in range(len(drivers))]
+    found, failed = {"value": [], "runs": [], "failed": []}, np.zeros(len(drivers))
     for one in drivers:
         one.noise = judge.noise
-    found, failed = {"value": [], "runs": [], "failed": []}, np.zeros(nights)
     for number in range(1, experiments + 1):
         values = surface([one.ask() for one in drivers])
         for one, judged, value in zip(drivers, judges, values, strict=True):
@@ -264,7 +269,7 @@ def simulate(
 
 
 def summary(found: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Median, worst tenth (the median of it is the 95th percentile; here its best, the 90th), runs and failures."""
+    """Median, 90th percentile (the best of the worst tenth), runs and failures; curves of the first two."""
     reached = [n for n in AFTER if n <= len(found["value"])]
 
     def after(key: str, figure: Callable[[np.ndarray], float], digits: int) -> dict[str, float]:
@@ -274,7 +279,8 @@ def summary(found: dict[str, np.ndarray]) -> dict[str, Any]:
         "median": after("value", np.median, 5),
         "worst_tenth": after("value", lambda row: np.quantile(row, 0.9), 5),
         "runs": after("runs", np.median, 0),
-        "failed": after("failed", lambda row: np.mean(row), 2),
+        "failed": after("failed", np.mean, 2),
+        "curves": [np.quantile(found["value"], share, axis=1).round(5).tolist() for share in (0.5, 0.9)],
     }
 
 
@@ -290,22 +296,23 @@ def table(title: str, figures: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def picture(curves: dict[str, dict[str, np.ndarray]], path: Path) -> None:
+def picture(report: dict[str, Any], path: Path) -> None:
+    """Median curves, and the worst tenth as a thin line."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(curves), figsize=(5.5 * len(curves), 4), sharey=True, layout="constrained")
-    for axis, (title, drivers) in zip(np.atleast_1d(axes), curves.items(), strict=True):
-        for name, values in drivers.items():
-            line = axis.plot(range(1, len(values) + 1), np.median(values, axis=1), label=name)[0]
-            axis.fill_between(
-                range(1, len(values) + 1), *np.quantile(values, (0.1, 0.9), axis=1), color=line.get_color(), alpha=0.12
-            )
-        axis.set(xlabel="experiments", title=title, xscale="log")
+    shown = [key for key in TITLES if report[key]]
+    figure, axes = plt.subplots(1, len(shown), figsize=(5.5 * len(shown), 4), layout="constrained", squeeze=False)
+    for axis, key in zip(axes[0], shown, strict=True):
+        for name, one in report[key].items():
+            experiments = range(1, len(one["curves"][0]) + 1)
+            line = axis.plot(experiments, one["curves"][0], label=name)[0]
+            axis.plot(experiments, one["curves"][1], color=line.get_color(), linewidth=0.6, alpha=0.6)
+        axis.set(xlabel="experiments", title=TITLES[key])
         axis.legend(frameon=False, fontsize=8)
-    np.atleast_1d(axes)[0].set(ylabel="val_bpb of the incumbent")
+    axes[0][0].set(ylabel="val_bpb of the incumbent")
     figure.savefig(path, dpi=70)
     plt.close(figure)
 
@@ -328,20 +335,18 @@ def main() -> None:
     rows = rows_of(options.trials, options.fold)
     surface, ranges, chosen = Landscape(rows), box(rows), options.only.split(",")
     exact, noisy = (
-        {name: simulate(name, judge, surface, ranges, options.nights, count) for name in chosen if count}
+        {name: simulate(name, fleet(name, ranges, options.nights), judge, surface, count) for name in chosen if count}
         for judge, count in ((Exact, options.experiments), (Noisy, options.noisy))
     )
     report: dict[str, Any] = {"fold": options.fold, "rows": len(rows), "nights": options.nights}
     for key, found in (("exact", exact), ("noise", noisy)):
         report[key] = {name: summary(one) for name, one in found.items()}
         if found:
-            print(table("without noise" if key == "exact" else "with noise and the verdict", report[key]), end="\n\n")
+            print(table(TITLES[key], report[key]), end="\n\n")
     report |= {name: one["median"] for name, one in report["exact"].items()}
     options.out.mkdir(parents=True, exist_ok=True)
-    write_atomic(options.out / "drivers.json", json.dumps(report, indent=1))
-    curves = {"without noise": exact, "with noise and the verdict": noisy}
-    picture({title: {name: one["value"] for name, one in found.items()} for title, found in curves.items() if found},
-            options.out / "drivers.png")  # fmt: skip
+    write_atomic(options.out / "drivers.json", json.dumps(report))
+    picture(report, options.out / "drivers.png")
 
 
 if __name__ == "__main__":

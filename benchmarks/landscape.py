@@ -42,12 +42,12 @@ def read(path: Path, seeds: Iterable[str] = ()) -> list[dict[str, str]]:
         return [row for row in csv.DictReader(file) if not seeds or row["seed"] in seeds]
 
 
-def box(rows: Sequence[Mapping[str, str]]) -> dict[str, tuple[Any, ...]]:
-    """Per constant its lowest and highest value in the table, or the values of one that is no continuous number."""
-    ranges: dict[str, tuple[Any, ...]] = {}
+def box(rows: Sequence[Mapping[str, str]]) -> dict[str, tuple[Any, ...] | list[Any]]:
+    """Per constant the lowest and highest value in the table as a tuple, or a list of its values if they are few."""
+    ranges: dict[str, tuple[Any, ...] | list[Any]] = {}
     for name, default in BLOCK.items():
         values = sorted({type(default)(float(row[name]) if type(default) is int else row[name]) for row in rows})
-        ranges[name] = tuple(values) if len(values) < 10 else (values[0], values[-1])
+        ranges[name] = values if len(values) < 10 else (values[0], values[-1])
     return ranges
 
 

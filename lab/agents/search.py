@@ -1,6 +1,6 @@
 """The agent that needs no model: changes of a few constants around the incumbent, ranked by a Gaussian process.
 
-Candidates are random steps of one to three constants on their natural scales (lab.loop.space), constants that usually
+Candidates are random steps of one to six constants on their natural scales (lab.loop.space), constants that usually
 matter most more often. Their reach grows after a change that was kept and shrinks after one that was not, as in a
 (1+1) evolution strategy. What is known to fail is left out. From STARTUP results on, a Gaussian process over all
 results of the night (lab.agents.gaussian) picks the candidate with the largest expected gain; so several small effects
@@ -32,7 +32,7 @@ from lab.loop.source import Rejected, digest, set_constant, skeleton
 STARTUP = 4  # results, the incumbent's among them, before the process picks
 ALONE = 8  # results, as above, until which one of the constants that matter most is changed alone
 CANDIDATES = 100
-CHANGES = (1, 1, 2, 2, 3, 3)  # constants that a candidate changes
+CHANGES = (1, 2, 2, 3, 4, 6)  # constants that a candidate changes
 WIDER, NARROWER = 1.3, 0.93  # factors of the reach after a kept and after another experiment
 REACH = (0.25, 2.5)  # its bounds, in steps
 NEAREST = 100  # results that the process learns from
@@ -42,7 +42,7 @@ Values = Mapping[str, Any]
 
 
 class Search:
-    """Proposes changes of one to three constants of the incumbent; never a repetition."""
+    """Proposes changes of one to six constants of the incumbent; never a repetition."""
 
     name = "search"
 
