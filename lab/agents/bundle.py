@@ -72,11 +72,12 @@ def latest(history: Sequence[Tried]) -> Design | None:
 
 
 def near_misses(history: Sequence[Tried]) -> list[Change]:
-    """What was discarded although it looked better, the best first: since the last kept change and the last design."""
+    """What was discarded although it looked better by more than its error, the best first: since the last kept change
+    and the last design."""
     since = max((t.number for t in history if t.verdict == "keep" or "screen" in (t.edit or {})), default=0)
-    missed = [t for t in history if t.number > since and t.verdict == "discard" and t.delta is not None and t.delta < 0]
-    changes = [(tried.edit or {}).get("values", {}) for tried in sorted(missed, key=lambda tried: tried.delta)]
-    return [change for change in changes if change]
+    discarded = [t for t in history if t.number > since and t.verdict == "discard" and t.delta is not None]
+    missed = sorted((t for t in discarded if t.delta < -t.error), key=lambda tried: tried.delta)
+    return [tried.edit["values"] for tried in missed if (tried.edit or {}).get("values")]
 
 
 def screened(decision: Decision, experiment: Experiment) -> Decision:

@@ -2,6 +2,8 @@
 
 Points lie on the natural scales of lab.loop.space. The kernel is Matern's with smoothness 5/2. Its lengths, one for
 each coordinate, and the noise that is not known maximise the posterior: constants that hardly matter get long ones.
+Written in numpy because what exists is large: Optuna's process needs PyTorch, scikit-learn's needs scikit-learn and
+SciPy.
 """
 
 import math

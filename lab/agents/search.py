@@ -1,14 +1,15 @@
 """The agent that needs no model: changes of a few constants around the incumbent, ranked by a Gaussian process.
 
-Candidates are random steps of one to six constants on their natural scales (lab.loop.space), constants that usually
-matter most more often. Their reach grows after a change that was kept and shrinks after one that was not, as in a
-(1+1) evolution strategy. What is known to fail is left out. From STARTUP results on, a Gaussian process over all
-results of the night (lab.agents.gaussian) picks the candidate with the largest expected gain; so several small effects
-that no verdict could confirm alone add up to one proposal.
+Candidates are random steps of up to six constants on their natural scales (lab.loop.space), those that usually matter
+most more often and, at first, alone. Their reach grows after a change that was kept and shrinks after one that was not,
+as in a (1+1) evolution strategy. What is known to fail is left out. From STARTUP results on, a Gaussian process over
+all results of the night (lab.agents.gaussian) picks the candidate with the largest expected gain, so several effects
+that no verdict could confirm alone add up to one proposal. Before that come changes that earlier nights kept
+(lab.agents.memory), and near misses together (lab.agents.bundle).
 
-Measured with benchmarks/drivers.py: without the process the same candidates need three times as many experiments.
-TPE and CMA-ES over the whole box are worse for the first hundred experiments: they learn where values are good in
-general before they look around the incumbent.
+benchmarks/drivers.py compares it with samplers over the whole box: TPE and CMA-ES are worse for the first hundred
+experiments, since they learn where values are good in general before they look around the incumbent. The same
+candidates without the process are worse too.
 
 Every proposal is a pure function of (briefing, seed): a resumed night continues exactly like an uninterrupted one.
 """

@@ -60,7 +60,7 @@ class Proposal:
 
     `edit` is what changed, for the history, as returned by `describe`:
     {"form": "set", "values": {name: new}, "was": {name: old}} when only constants differ,
-    otherwise {"form": "code", "definitions": [changed names]}.
+    otherwise {"form": "code", "definitions": [changed names]}. The search adds "memory" or "screen" (docs/LOOP.md).
     """
 
     source: str  # the whole new train.py
