@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -25,7 +25,8 @@ from typing import Any
 
 import click
 
-from lab.agents.briefing import Agent, Briefing, NoProposal, brief, outcome, task_line
+from lab.agents.briefing import Agent, Briefing, NoProposal, brief, outcome, task_line, where
+from lab.agents.bundle import screened
 from lab.agents.choose import choose_agent
 from lab.agents.compared import compared
 from lab.agents.external import External
@@ -36,7 +37,7 @@ from lab.files import ROOT, sealed, unsealed, write_atomic
 from lab.interface.dashboard import dashboard, summary
 from lab.interface.options import agent_options, end_options, futility_option, night_options, tag_option, until_option
 from lab.interface.report import sample_stories, serve, write_report
-from lab.loop import confirm, futility, session
+from lab.loop import confirm, futility, ledger, session
 from lab.loop.branch import Branch
 from lab.loop.history import Experiment, State, Step
 from lab.loop.journal import Journal
@@ -78,6 +79,7 @@ class Night:
     futility: bool = False  # end runs that are nearly certain to lose
     lost: float | None = None  # by how much the run that was ended was losing, bits per byte
     looked: float = 0.0  # when the curve was last read
+    memory: Sequence[ledger.Effect] = ()  # what other nights found
 
     def go(self, experiments: int | None, final: bool = True) -> str:
         """Settle `experiments` more after the baseline, or continue until `stop` gives a reason; return the reason.
@@ -142,7 +144,7 @@ class Night:
 
     def briefing(self, base: str, *tries: Any) -> Briefing:
         measured = compared(self.folder, self.journal.state)
-        return brief(self.journal.state, self.runner.settings, base, *tries, measured=measured)
+        return brief(self.journal.state, self.runner.settings, base, *tries, measured=measured, memory=self.memory)
 
     def drawn(self, base: str) -> bool:
         """Commit the first proposal of the agent that passes its checks. False when no agent has one."""
@@ -313,7 +315,8 @@ class Night:
 
     def judge(self) -> None:
         state = self.journal.state
-        decision = state.judge(self.rigor, None if self.last is None else self.last - state.pending.id)
+        to_come = None if self.last is None else self.last - state.pending.id
+        decision = screened(state.judge(self.rigor, to_come), state.pending)
         self.journal.record("verdict", id=state.pending.id, **vars(decision))
         if decision.reason:
             self.log(f"{decision.verdict}: {decision.reason}")
@@ -330,6 +333,7 @@ class Night:
         if reason:
             self.log(f"experiment {done.id}: {reason}")
         self.journal.write_results()
+        ledger.record(self.folder, *where(self.runner.settings), self.journal.state.experiments)
         if self.agent:
             self.agent.tell(Proposal("", done.hypothesis, done.agent, done.edit), outcome(done))
 
@@ -383,6 +387,7 @@ def run(kind: str, model: str, base_url: str, cli: str, llm_share: float, max_ex
         session.stay_awake()
         parts = open_night(folder, verbosity=verbosity, **options)
         night = Night(folder, *parts, rigor, agent, log_line, stopper(deadline, log_line), deadline=deadline)
+        night.memory = ledger.others(folder)
         night.suggestions, night.futility = Suggestions(folder), futility
         task = task_line(night.runner.settings)
         log_line(f"night {folder.name}: agent {agent.name}, sandbox {night.runner.sandbox}, {task}")

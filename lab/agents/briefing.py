@@ -4,19 +4,21 @@
 agent may know and is rebuilt from the journal before every experiment, so an agent without other state resumes after
 a kill as if nothing had happened. After `NoProposal` the caller asks another agent.
 
-The drivers: search (a sampler, needs nothing), ollama (a local model), command (any coding CLI) and hybrid.
+The drivers: search (needs nothing), ollama (a local model), command (any coding CLI) and hybrid.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from lab.agents.evidence import Result, Tried, failures, results
 from lab.errors import one_line
 from lab.files import ROOT
 from lab.loop import ideas, space
 from lab.loop.history import Experiment, State
 from lab.loop.ideas import Idea
+from lab.loop.ledger import Effect, effect
 from lab.loop.proposal import Proposal, changes, in_words
 from lab.loop.source import Constant, Rejected, constants, fingerprint
 from lab.machine.hardware import describe
@@ -24,27 +26,12 @@ from lab.preset import from_dict
 
 MEASURED_SHARE = 4  # of a briefing's room, at most a fourth is for the last experiments in numbers
 PLATEAU = 15  # experiments without a kept one
+REMEMBERED = 6  # effects of earlier nights in a briefing
 BYTES_PER_TOKEN = 2.5  # code and figures give 3 to 4 with current tokenizers: estimates err on the long side
-FAILED = ("crash", "rejected", "timeout")  # verdicts of runs that gave no number; "invalid" runs are repeated
 
 
 class NoProposal(Exception):
     """The agent has nothing to propose for this experiment; the message says why in one line."""
-
-
-@dataclass(frozen=True)
-class Tried:
-    """One finished experiment, as agents see it."""
-
-    number: int
-    hypothesis: str
-    verdict: str  # keep, discard, crash, rejected, timeout, invalid
-    delta: float | None = None  # change of val_bpb against its incumbent, negative is better; None: no number
-    edit: Mapping[str, Any] | None = None  # see proposal.Proposal; also as read from JSON
-
-    def __post_init__(self) -> None:
-        if self.edit and "values" in self.edit:  # JSON has no tuples
-            object.__setattr__(self, "edit", {**self.edit, "values": _hashable(self.edit["values"])})
 
 
 class Agent(Protocol):
@@ -82,20 +69,21 @@ class Briefing:
     tried: AbstractSet[str] = field(default_factory=frozenset)  # fingerprints, made with `settings`
     ideas: Mapping[str, Idea] = field(default_factory=dict)  # all of ideas/, by name
     idea_errors: Sequence[str] = ()  # files there that are none, one line each
+    memory: Sequence[tuple[Effect, float]] = ()  # what earlier nights found, and how much it counts here, up to 1
 
     def constants(self) -> dict[str, Constant]:
         return constants(self.source, self.settings)
 
-    def menu(self, repeats: bool = False) -> dict[str, list[Any]]:
-        """Values to try for each constant: valid, not tried yet, not at or beyond a value that crashed.
+    def results(self) -> list[Result]:
+        """What the history says about the constants."""
+        return results(self.history, {name: constant.value for name, constant in self.constants().items()})
 
-        With `repeats`, also values tried before, for use together with another change.
-        """
-        block, limits = self.constants(), list(self._crashes())
-        menu = {}
-        for name, options in space.menu(self.source, self.settings, () if repeats else self.tried).items():
-            walls = [value for crashed, value in limits if crashed == name]
-            safe = [option for option in options if not _behind(option, walls, block[name].value)]
+    def menu(self) -> dict[str, list[Any]]:
+        """Values to try for each constant: valid, not tried yet, not known to fail."""
+        current = {name: constant.value for name, constant in self.constants().items()}
+        failed, menu = failures(self.results()), {}
+        for name, options in space.menu(self.source, self.settings, self.tried).items():
+            safe = [value for value in options if not any(one.excludes({**current, name: value}) for one in failed)]
             if safe:
                 menu[name] = safe
         return menu
@@ -121,7 +109,15 @@ class Briefing:
         room = int(max_tokens * BYTES_PER_TOKEN)
         code = self.source if code is None else code
         shown = f"## train.py\n```python\n{code.strip()}\n```" if code else ""
-        parts = (self._standing(), shown, self._failures(room // 8), self._near_misses(), self._plateau(), self._wish())
+        parts = (
+            self._standing(),
+            shown,
+            self._failures(room // 8),
+            self._near_misses(),
+            self._memory(),
+            self._plateau(),
+            self._wish(),
+        )
         fixed, most = [part for part in (*parts, self._ideas(room // 8)) if part], room // MEASURED_SHARE
         room -= sum(_bytes(part) + 2 for part in fixed)
         if room < 0:
@@ -159,6 +155,13 @@ class Briefing:
             rows.insert(0, line)
         return "\n".join([*head, *rows]) if rows else ""
 
+    def _memory(self) -> str:
+        """The largest effects of earlier nights whose interval excludes zero."""
+        clear = [(one, trust) for one, trust in self.memory if one.high < 0 or one.low > 0]
+        largest = sorted(clear, key=lambda line: -abs(line[0].effect) * line[1])[:REMEMBERED]
+        rows = [_remembered(one, trust) for one, trust in largest]
+        return "\n".join(["## Earlier nights (change in val_bpb, 95 % interval)", *rows]) if rows else ""
+
     def _plateau(self) -> str:
         text = "No change was kept for a long time. Move away from here: change something that was not changed yet."
         return f"## Plateau\n{text}" if self.plateau else ""
@@ -192,17 +195,12 @@ class Briefing:
         note = [f"({left_out} older ones left out)"] if left_out else []
         return "\n".join([head, *note, *reversed(rows)]) if rows else ""
 
-    def _crashes(self) -> Iterator[tuple[str, Any]]:
-        """(constant, value) of every experiment that changed this constant alone and failed."""
-        for tried in self.history:
-            values = (tried.edit or {}).get("values", {})
-            if tried.verdict in FAILED and len(values) == 1:
-                yield from values.items()
-
 
 def brief(state: State, night: Mapping[str, Any], source: str, attempt: int = 0, refused: str = "",
-          refused_source: str = "", measured: Sequence[str] = ()) -> Briefing:  # fmt: skip
-    """The briefing for the next experiment: `night` is its settings.json, `source` the incumbent's train.py."""
+          refused_source: str = "", measured: Sequence[str] = (),
+          memory: Sequence[Effect] = ()) -> Briefing:  # fmt: skip
+    """The briefing for the next experiment: `night` is its settings.json, `source` the incumbent's train.py, `memory`
+    what other nights found."""
     judged = [e for e in state.experiments if not e.baseline and e.status != "pending"]
     kept = max((e.id for e in state.experiments if e.status == "keep"), default=0)
     last = state.experiments[-1]
@@ -216,7 +214,7 @@ def brief(state: State, night: Mapping[str, Any], source: str, attempt: int = 0,
         task=task_line(night),
         value=state.incumbent.val_bpb if state.incumbent else None,
         noise=state.noise.pair if state.noise else None,
-        history=[*map(outcome, judged), *map(refusal, state.refusals)],
+        history=[*(outcome(e, state.experiments) for e in judged), *map(refusal, state.refusals)],
         near_misses=[outcome(e) for e in judged if e.near_miss],
         last_failure=last.reason if last.status == "crash" and not last.spoiled else "",
         refused=refused,
@@ -227,28 +225,38 @@ def brief(state: State, night: Mapping[str, Any], source: str, attempt: int = 0,
         tried=state.tried.keys(),
         ideas=known,
         idea_errors=errors,
+        memory=[(one, one.trust(*where(night))) for one in memory],
     )
+
+
+def where(night: Mapping[str, Any]) -> tuple[str, str]:
+    """Task and machine of a night."""
+    preset, chip = from_dict(night["preset"]), describe()
+    task = f"{preset.name}: context {preset.task.sequence_length} tokens, {night['minutes']:g} minutes of training"
+    return task, f"{chip['chip']} ({chip['backend']}, {chip['gpu_memory_gb'] or chip['memory_gb']:.0f} GB)"
 
 
 def task_line(night: Mapping[str, Any]) -> str:
     """Task and machine of a night in one line."""
-    preset, chip = from_dict(night["preset"]), describe()
-    memory = chip["gpu_memory_gb"] or chip["memory_gb"]
-    return (
-        f"Preset {preset.name}: context {preset.task.sequence_length} tokens, {night['minutes']:g} "
-        f"minutes of training on {chip['chip']} ({chip['backend']}, {memory:.0f} GB)."
-    )
+    return "Preset {} on {}.".format(*where(night))
 
 
-def outcome(e: Experiment) -> Tried:
-    """An experiment as agents see it."""
+def outcome(e: Experiment, known: Sequence[Experiment] = ()) -> Tried:
+    """An experiment as agents see it. `known`: all of the night by id; later runs of a kept one then count too."""
     verdict = "discard" if e.status == "pending" else "invalid" if e.spoiled or e.skipped else e.status
-    return Tried(e.id, e.hypothesis, verdict, e.delta, e.edit)
+    return Tried(e.id, e.hypothesis, verdict, effect(e, known) if known else e.delta, e.edit, e.error or 0.0)
 
 
 def refusal(entry: Mapping[str, Any]) -> Tried:
-    """A refused proposal (State.refusals) as agents see it."""
-    return Tried(entry["after"] + 1, f"{entry['hypothesis']}: {entry['reason']}", "rejected")
+    """A refused proposal (State.refusals) as agents see it. What it changed is evidence only if it was run."""
+    edit = entry.get("edit") if entry["reason"].startswith("preflight") else None
+    return Tried(entry["after"] + 1, f"{entry['hypothesis']}: {entry['reason']}", "rejected", edit=edit)
+
+
+def _remembered(one: Effect, trust: float) -> str:
+    changes = ", ".join(f"{name} {_short(one.was.get(name))} -> {_short(new)}" for name, new in one.values.items())
+    where = "" if trust == 1 else ", on another task or machine"
+    return f"{one.effect:+.5f} ({one.low:+.5f} to {one.high:+.5f}) {one_line(changes, 120)} [night {one.night}{where}]"
 
 
 def row(tried: Tried) -> str:
@@ -262,20 +270,8 @@ def row(tried: Tried) -> str:
     return f"{tried.number:4d} {tried.verdict:8s} {delta}{what}{why}"
 
 
-def _hashable(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-
-
-def _behind(option: Any, walls: list[Any], current: Any) -> bool:
-    """Whether an option lies at a value that crashed, or on its far side seen from the current value."""
-    if option in walls:
-        return True
-    for wall in walls:
-        if all(type(item) in (int, float) for item in (option, wall, current)) and (
-            current < wall < option or option < wall < current
-        ):
-            return True
-    return False
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _bytes(text: str) -> int:

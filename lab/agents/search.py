@@ -1,152 +1,172 @@
-"""The agent that needs no model: tree-structured Parzen estimation (TPE) over the constants block.
+"""The agent that needs no model: changes of a few constants around the incumbent, ranked by a Gaussian process.
 
-The sampler is Optuna's TPESampler (Bergstra et al. 2011), used in memory. CMA-ES from `cmaes` was
-considered: it needs only numpy and is as good a sampler, but it moves every constant at once, from a mean of its
-own, and learns from whole generations that it drew itself. Here a proposal changes one or two constants of the
-incumbent, so that a verdict says something about them; results come from other agents too; a structural change
-alters the block. TPE is made for such conditional spaces: which constant to change is a choice like any other,
-and each constant's density is learned from the experiments that changed it. Optuna's storage back ends
-(SQLAlchemy, Alembic) come with it and are never imported.
+Candidates are random steps of up to six constants on their natural scales (lab.loop.space), those that usually matter
+most more often and, at first, alone. Their reach grows after a change that was kept and shrinks after one that was not,
+as in a (1+1) evolution strategy. What is known to fail is left out. From STARTUP results on, a Gaussian process over
+all results of the night (lab.agents.gaussian) picks the candidate with the largest expected gain, so several effects
+that no verdict could confirm alone add up to one proposal. Before that come changes that earlier nights kept
+(lab.agents.memory), and near misses together (lab.agents.bundle).
 
-Every proposal is a pure function of (briefing, seed): the study is rebuilt from the history each time, so that a
-resumed night continues exactly like an uninterrupted one. The value of a trial is the change of val_bpb against the
-incumbent at the time. A failed run becomes a pruned trial, which TPE ranks behind every finished one (Optuna ignores
-failed trials); an invalid run is left out.
+benchmarks/drivers.py compares it with samplers over the whole box: TPE and CMA-ES are worse for the first hundred
+experiments, since they learn where values are good in general before they look around the incumbent. The same
+candidates without the process are worse too.
+
+Every proposal is a pure function of (briefing, seed): a resumed night continues exactly like an uninterrupted one.
 """
 
-import dataclasses
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.trial import FrozenTrial, TrialState, create_trial
+import numpy as np
 
-from lab.agents import ideas
-from lab.agents.briefing import FAILED, Briefing, NoProposal, Tried
+from lab.agents import bundle, ideas
+from lab.agents.briefing import Briefing, NoProposal, Tried
+from lab.agents.evidence import Result, failures, known
+from lab.agents.gaussian import Gaussian, expected_gain
+from lab.agents.memory import suggestions
+from lab.loop import space
 from lab.loop.proposal import Proposal, check, describe, in_words
-from lab.loop.source import Rejected, set_constant
+from lab.loop.source import Rejected, digest, set_constant, skeleton
 
-CHOICE = "constant"  # the parameter that says which constant is changed; lower case, so never a constant's name
-PAIRS = 0.3  # share of proposals that change two constants; all do once no single change is left
-STARTUP = 10  # experiments before densities decide instead of chance
-DRAWS = 20  # pairs drawn before the agent gives up
+STARTUP = 4  # results, the incumbent's among them, before the process picks
+ALONE = 8  # results, as above, until which one of the constants that matter most is changed alone
+CANDIDATES = 100
+CHANGES = (1, 2, 2, 3, 4, 6)  # constants that a candidate changes
+WIDER, NARROWER = 1.3, 0.93  # factors of the reach after a kept and after another experiment
+REACH = (0.25, 2.5)  # its bounds, in steps
+NEAREST = 100  # results that the process learns from
+SMALLEST = 3e-4  # bits per byte: losses are compressed from here on, or from the size that is usual
 
-Menu = Mapping[str, Sequence[Any]]
+Values = Mapping[str, Any]
 
 
 class Search:
-    """Proposes one or two changed constants around the incumbent; never a repetition."""
+    """Proposes changes of one to six constants of the incumbent; never a repetition."""
 
     name = "search"
 
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
+    def __init__(self, seed: int = 0, startup: int = STARTUP) -> None:
+        self.seed, self.startup = seed, startup
 
     def propose(self, briefing: Briefing) -> Proposal:
-        """Raises NoProposal when every neighbour of the incumbent was tried."""
+        """Raises NoProposal when nothing is left to change."""
         if idea := ideas.draw(briefing, self.seed):
             return idea
-        draw = random.Random(f"{self.seed} {briefing.number} {briefing.attempt}")
-        menu = briefing.menu()
-        if not menu or (len(briefing.history) >= STARTUP and draw.random() < PAIRS):
-            pair = self._pair(briefing, draw)
-            if pair:
-                return self._proposal(briefing, pair)
-        if menu:
-            return self._proposal(briefing, dict([_ask(briefing, menu, draw)]))
+        (blank, current), found = skeleton(briefing.source, briefing.settings), briefing.results()
+        failed = failures(found)
+        for values, addition in self._wanted(briefing, current, found):
+            fails = space.broken(values, briefing.settings) or any(one.excludes(values) for one in failed)
+            if not fails and values != current and digest(blank, values) not in briefing.tried:
+                return self._proposal(briefing, values, addition)
         raise NoProposal("search has tried every neighbour of the incumbent's constants")
+
+    def _wanted(
+        self, briefing: Briefing, current: Values, found: Sequence[Result]
+    ) -> Iterator[tuple[Values, dict[str, Any]]]:
+        """Blocks, possible or not, the best first, each with what to add to the edit: what earlier nights found, then
+        designs, then single candidates."""
+        draw = random.Random(f"{self.seed} {briefing.number} {briefing.attempt}")
+        reach, noise = _reach(briefing.history), briefing.noise or 0.0
+        for night, values in suggestions(briefing.memory, briefing.history):
+            yield current | known(values, current), {"memory": night}
+        if design := bundle.latest(briefing.history):
+            yield from ((current | change, addition) for change, addition in design.steps())
+        if len(misses := bundle.near_misses(briefing.history)) >= bundle.NEAR_MISSES:
+            singles = _candidates(current, briefing.settings, reach / 2, draw, (1,))
+            fill = (_changes(values, current) for values in _ranked(singles, found, current, noise))
+            changes = _apart([*misses, *filter(_small, fill)])
+            if len(changes) >= bundle.FEWEST:
+                yield from ((current | change, addition) for change, addition in bundle.Design(changes).steps())
+        alone = len(found) <= ALONE
+        pool = _candidates(current, briefing.settings, reach, draw, (1,) if alone else CHANGES, levers=alone)
+        if len(found) > self.startup:
+            pool = _ranked(pool, found, current, noise)
+        yield from ((values, {}) for values in pool)
 
     def tell(self, proposal: Proposal, outcome: Tried) -> None:
         """Nothing to remember: the next briefing's history holds the outcome."""
 
-    def _pair(self, briefing: Briefing, draw: random.Random) -> dict[str, Any]:
-        """Two constants with new values, the second possible beside the first; {} when none was found."""
-        first = briefing.menu(repeats=True)
-        for _ in range(DRAWS if first else 0):
-            name, value = _ask(briefing, first, draw)
-            changed = dataclasses.replace(briefing, source=set_constant(briefing.source, name, value))
-            second = {key: options for key, options in changed.menu().items() if key != name}
-            if second:
-                return dict([(name, value), _ask(changed, second, draw)])
-        return {}
-
-    def _proposal(self, briefing: Briefing, changes: Mapping[str, Any]) -> Proposal:
+    def _proposal(self, briefing: Briefing, values: Values, addition: dict[str, Any]) -> Proposal:
         source = briefing.source
-        for name, value in changes.items():
-            source = set_constant(source, name, value)
+        for name, constant in briefing.constants().items():
+            source = source if values[name] == constant.value else set_constant(source, name, values[name])
         try:
             check(source, briefing.source, briefing.tried, briefing.settings)
         except Rejected as reason:
-            raise NoProposal(f"the sampler's proposal was refused: {reason}") from None
-        edit = describe(source, briefing.source, briefing.settings)
-        return Proposal(source, f"sampled: {in_words(edit)}", self.name, edit)
+            raise NoProposal(f"the search's proposal was refused: {reason}") from None
+        edit = describe(source, briefing.source, briefing.settings) | addition
+        how = f"from night {addition['memory']}" if "memory" in addition else "screened" if addition else "sampled"
+        return Proposal(source, f"{how}: {in_words(edit)}", self.name, edit)
 
 
-def _ask(briefing: Briefing, menu: Menu, draw: random.Random) -> tuple[str, Any]:
-    """One constant and its new value from a menu that is not empty."""
-    known = {name: item.value for name, item in briefing.constants().items()}
-    nearby = briefing.menu(repeats=True)
-    spaces = {name: _distribution(menu[name], [known[name], *nearby.get(name, ())]) for name in menu}
-    spaces[CHOICE] = CategoricalDistribution(list(menu))
-    trial = _study(briefing.history, spaces, draw.randrange(2**31)).ask()
-    name = trial.suggest_categorical(CHOICE, list(menu))
-    return name, _pick(menu[name], trial, name, spaces[name])
+def _candidates(
+    current: Values, settings: Values, reach: float, draw: random.Random, counts: Sequence[int], levers: bool = False
+) -> list[Values]:
+    """Blocks with a few constants changed, possible or not; with `levers`, only the constants that matter most."""
+    weights = {name: space.weight(name, value) for name, value in current.items() if space.coordinates(name, value)}
+    heaviest = {name: weight for name, weight in weights.items() if weight > 1}
+    weights = heaviest if levers and heaviest else weights
+    pool = []
+    for _ in range(CANDIDATES if weights else 0):
+        count, values = draw.choice(counts), dict(current)
+        for name in sorted(weights, key=lambda name: draw.random() ** (1 / weights[name]))[-count:]:
+            values[name] = space.step(name, values, settings, reach, draw)
+        pool.append(values)
+    return pool
 
 
-def _study(history: Sequence[Tried], spaces: Mapping[str, BaseDistribution], seed: int) -> optuna.Study:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces every study otherwise
-    sampler = optuna.samplers.TPESampler(n_startup_trials=STARTUP, multivariate=False, seed=seed)
-    study = optuna.create_study(sampler=sampler, direction="minimize")
-    study.add_trials(list(_trials(history, spaces)))
-    return study
+def _changes(values: Values, current: Values) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value != current[name]}
 
 
-def _trials(history: Sequence[Tried], spaces: Mapping[str, BaseDistribution]) -> Iterator[FrozenTrial]:
-    """The history as Optuna trials: the constants that each experiment changed, and the result."""
+def _small(change: Values) -> bool:
+    """Whether it changes no size: sizes have large effects, and constraints on each other."""
+    return all(isinstance(value, float | tuple) for value in change.values())
+
+
+def _apart(changes: Iterable[Values]) -> list[Values]:
+    """The first of these changes that have no constant in common, as many as a design takes."""
+    chosen: list[Values] = []
+    for change in changes:
+        if len(chosen) < bundle.ROWS and not change.keys() & bundle.merged(chosen).keys():
+            chosen.append(change)
+    return chosen
+
+
+def _reach(history: Sequence[Tried]) -> float:
+    """Of a step: it adapts to what succeeds, so that about one change in five does."""
+    reach = 1.0
     for tried in history:
-        values = (tried.edit or {}).get("values", {})
-        encoded = {name: _encode(value, spaces.get(name)) for name, value in values.items()}
-        params = {name: value for name, value in encoded.items() if value is not None}
-        if not params or tried.verdict == "invalid":
-            continue
-        params[CHOICE] = next(iter(params))
-        finished = tried.verdict not in FAILED and tried.delta is not None and math.isfinite(tried.delta)
-        yield create_trial(
-            state=TrialState.COMPLETE if finished else TrialState.PRUNED,
-            value=tried.delta if finished else None,
-            params=params,
-            distributions={name: spaces[name] for name in params},
-        )
+        if tried.edit and tried.verdict != "invalid" and "screen" not in tried.edit:
+            reach *= WIDER if tried.verdict == "keep" else NARROWER
+            reach = min(max(reach, REACH[0]), REACH[1])
+    return reach
 
 
-def _distribution(options: Sequence[Any], nearby: Sequence[Any]) -> BaseDistribution:
-    """The range of the options and of values nearby, tried or not; the options alone when they are no numbers."""
-    values = [*options, *nearby]
-    if all(_is_number(value) for value in values):
-        low, high = float(min(values)), float(max(values))
-        return FloatDistribution(low, high, log=low > 0)
-    return CategoricalDistribution([repr(option) for option in options])
+def _ranked(pool: Sequence[Values], found: Sequence[Result], current: Values, noise: float) -> list[Values]:
+    """The blocks from which a Gaussian process expects most first. Only what exceeds the noise of a pair counts as a
+    gain: the verdict does not see less."""
+    here = _place(current)
+    points = [(place, result) for result in found if len(place := _place(result.values)) == len(here)]
+    points = sorted(points, key=lambda one: ((one[0] - here) ** 2).sum())[:NEAREST]
+    values = _compressed([result.delta for _, result in points])
+    variance = [(result.error or noise) ** 2 if result.was else 0.0 for _, result in points]
+    process = Gaussian(np.array([place for place, _ in points]), values, np.array(variance))
+    best = process.predict(here[None])[0][0]
+    gains = expected_gain(*process.predict(np.array([_place(values) for values in pool])), best - noise)
+    return [pool[i] for i in np.argsort(-gains)]
 
 
-def _encode(value: Any, space: BaseDistribution | None) -> float | str | None:
-    """A constant's value as a parameter, or None when it lies outside this space."""
-    if isinstance(space, FloatDistribution):
-        return float(value) if _is_number(value) and space.low <= value <= space.high else None
-    return repr(value) if isinstance(space, CategoricalDistribution) and repr(value) in space.choices else None
+def _place(values: Values) -> np.ndarray:
+    return np.array([x for name, value in values.items() for x in space.coordinates(name, value)])
 
 
-def _pick(options: Sequence[Any], trial: optuna.Trial, name: str, space: BaseDistribution) -> Any:
-    """The option that the sampler's suggestion means; the closest one, since tried values leave holes."""
-    if isinstance(space, FloatDistribution):
-        wanted = trial.suggest_float(name, space.low, space.high, log=space.log)
-        scale = math.log if space.log else float
-        return min(options, key=lambda option: abs(scale(option) - scale(wanted)))
-    wanted = trial.suggest_categorical(name, space.choices)
-    return next(option for option in options if repr(option) == wanted)
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
+def _compressed(deltas: Sequence[float | None]) -> np.ndarray:
+    """The results, with large losses on a logarithmic scale and failures as the largest: how bad does not matter."""
+    sizes = sorted(abs(delta) for delta in deltas if delta is not None)
+    usual = max(SMALLEST, sizes[len(sizes) * 3 // 10])
+    values = [delta if delta is None or delta < usual else usual * (1 + math.log(delta / usual)) for delta in deltas]
+    worst = max(value for value in values if value is not None)
+    return np.array([worst if value is None else value for value in values])

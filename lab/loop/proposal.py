@@ -63,6 +63,7 @@ class Proposal:
     `edit` is what changed, for the history, as returned by `describe`:
     {"form": "set", "values": {name: new}, "was": {name: old}} when only constants differ,
     otherwise {"form": "code", "definitions": [changed names]}, with "ideas": [names] when it brings some from ideas/.
+    The search adds "memory" or "screen" (docs/LOOP.md).
     """
 
     source: str  # the whole new train.py

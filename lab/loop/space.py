@@ -1,27 +1,30 @@
 """The search space of the constants block: which values are worth trying, and which are impossible.
 
 The kind of a constant follows from its name and value (`MATRIX_LR = 0.02` is a rate, `ROWS = 64` a power of two), so
-that a block changed by an experiment still has a search space. `allowed_values` lists neighbours of the current value;
-`broken` names a constraint that would make a run fail. The sampler and small local models choose from these menus, so
-they cannot propose an impossible batch. The dtype is not searched: it depends on the machine.
+that a block changed by an experiment still has a search space. Each kind has a natural scale, on which one step matters
+about equally everywhere: rates by their logarithm, shares by the arcsine of their root, which is finer near 0 and 1.
+`step` takes a random step on it, `coordinates` says where a value lies, and `allowed_values` lists neighbours for those
+who choose from a menu, such as small local models. `broken` names a constraint that would make a run fail. The dtype is
+not searched: it depends on the machine.
 """
 
 import functools
 import math
+import random
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from lab.loop.source import Constant, Rejected, constants, digest, skeleton
 
-RATE_FACTORS = (0.5, 0.63, 0.8, 1.25, 1.6, 2.0)  # a third of an octave apart
-SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-MOMENTA = (0.5, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.965, 0.98, 0.99, 0.995, 0.999)
-WINDOWS = ("L", "SL", "SSL", "SSSL", "SSSSL", "S")
+WINDOWS = ("L", "SL", "SSL", "SSSL", "SSLL", "LSSL", "S")
+LETTERS = 4  # layers of a window pattern that the scale tells apart
+DISTANCES = (-2.77, -1.39, -0.94, -0.45, 0.45, 0.94, 1.39, 2.77)  # of a menu, in steps: a rate times 1.25, 1.6, 2, 4
+HALVINGS = (-2, -1, 1, 2)  # the same for powers of two
+LEVERS = {"power": 3, "count": 2, "width": 2, "window": 2}  # by kind: how much oftener than others it is worth a change
 LARGEST = 2**40  # larger than any size, rate or count that fits a machine
 OWNED = re.compile(r"SEED|MINUTES|BUDGET|SEQUENCE_LENGTH|MAX_SEQ_LEN|VOCAB")  # fixed by the task
 SAME_WORK = ("rate", "decay", "momentum")  # kinds that change no operation, only its numbers
-NEIGHBOURS = 3  # grid values offered on either side of the current one
 
 # Meaning -> names: ours first, then upstream's. Looked up in the file, then in the settings.
 ALIASES = {
@@ -35,6 +38,8 @@ ALIASES = {
 }
 KINDS = (  # the first pattern found in the name decides
     ("window", r"WINDOW"),
+    ("power", r"^TOKENS_PER_STEP$|BATCH|^ROWS$"),
+    ("count", r"^DEPTH$|LAYERS|ASPECT|MLP_RATIO"),
     ("steps", r"STEPS$"),
     ("share", r"^WARM(UP|DOWN)(_RATIO)?$|^DOUBLING$|FINAL|FRAC|SHARE|DROPOUT"),
     ("rate", r"(^|_)LR($|_)|LEARNING_RATE"),
@@ -47,6 +52,36 @@ KINDS = (  # the first pattern found in the name decides
 )
 
 
+class Scale(NamedTuple):
+    """The natural scale of a kind of number, in steps."""
+
+    place: Callable[[float], float]  # of a value
+    value: Callable[[float], float]  # at a place
+
+
+def _logarithm(step: float, offset: float = 0.0) -> Scale:
+    return Scale(lambda v: math.log(v + offset) / step, lambda x: max(0.0, math.exp(x * step) - offset))
+
+
+SCALES = {
+    "rate": _logarithm(0.5),
+    "positive": _logarithm(0.5),
+    "magnitude": _logarithm(1.0),
+    "decay": _logarithm(0.5, 0.01),
+    "steps": _logarithm(0.7),
+    "count": _logarithm(0.25, 1),
+    "width": _logarithm(0.2),
+    "power": _logarithm(math.log(2)),
+    "head_dim": _logarithm(math.log(2)),
+    "share": Scale(lambda v: math.asin(v**0.5) / 0.15, lambda x: math.sin(min(max(x * 0.15, 0), math.pi / 2)) ** 2),
+    "momentum": Scale(lambda v: -math.log(1 - v) / 0.5, lambda x: max(0.0, 1 - math.exp(-x * 0.5))),
+    "cap": Scale(  # by its inverse, which is 0 for none
+        lambda v: -math.log((1 / v if v else 0.0) + 0.01) / 0.5,
+        lambda x: 1 / inverse if (inverse := math.exp(-x * 0.5) - 0.01) > 0.002 else 0.0,
+    ),
+}
+
+
 def kind(constant: Constant) -> str:
     """The kind of quantity that a constant is: by its name, then by its type."""
     value, named = constant.value, _named(constant.name)
@@ -55,8 +90,7 @@ def kind(constant: Constant) -> str:
     if named and isinstance(value, str) == (named == "window"):
         return named
     if isinstance(value, int):
-        power = value >= 8 and value & (value - 1) == 0
-        return "power" if power or constant.name in ALIASES["rows"] else "count"
+        return "power" if value >= 16 and value & (value - 1) == 0 else "count"
     return "positive" if isinstance(value, float) and value > 0 else "fixed"
 
 
@@ -70,7 +104,7 @@ def allowed_values(name: str, block: Mapping[str, Constant], settings: Mapping[s
     """Values worth trying for one constant, with the others unchanged: ascending, without the current value."""
     constant = block[name]
     values = {key: item.value for key, item in block.items()}
-    options = {option for option in _candidates(constant) if option != constant.value}
+    options = {option for option in _options(constant, values, settings) if option != constant.value}
     return sorted(option for option in options if broken(values | {name: option}, settings) is None)
 
 
@@ -171,57 +205,105 @@ def _look_up(names: Iterable[str], values: Mapping[str, Any], settings: Mapping[
     return None
 
 
-def _candidates(constant: Constant) -> list[Any]:
+def step(name: str, values: Mapping[str, Any], settings: Mapping[str, Any], reach: float, draw: random.Random) -> Any:
+    """Another value for one constant: a normal step of `reach` on its scale, or any other of its options."""
+    constant = Constant(name, values[name], "", 0)
+    if isinstance(constant.value, tuple):
+        index = draw.choice([i for i, item in enumerate(constant.value) if coordinates(name, item)])
+        item = step(name, {**values, name: constant.value[index]}, settings, reach, draw)
+        return (*constant.value[:index], item, *constant.value[index + 1 :])
+    if kind(constant) not in SCALES:
+        return draw.choice(_options(constant, values, settings))
+    distance, head_dim = draw.gauss(0, reach) or reach, _head_dim(values, settings)
+    while True:  # until it is another value; the other way at the end of a scale
+        for option in (_moved(constant, distance, head_dim), _moved(constant, -distance, head_dim)):
+            if option != constant.value:
+                return option
+        distance *= 2
+
+
+def weight(name: str, value: Any) -> int:
+    """How often a constant is worth a change, relative to others. Sizes decide most in a fixed time, rates less."""
+    return LEVERS.get(kind(Constant(name, value, "", 0)), 1)
+
+
+def takes_memory(name: str, value: Any) -> bool:
+    """Whether a run takes more memory with a larger value. Tokens per step do not: they come in passes."""
+    return kind(Constant(name, value, "", 0)) in ("count", "power", "width") and name not in ALIASES["tokens"]
+
+
+@functools.lru_cache(maxsize=10_000, typed=True)
+def coordinates(name: str, value: Any) -> tuple[float, ...]:
+    """Where a constant's value lies on its scale, in steps; () if it is not searched."""
+    this = kind(Constant(name, value, "", 0))
+    if OWNED.search(name):
+        return ()
+    if isinstance(value, tuple):
+        return tuple(place for item in value for place in coordinates(name, item))
+    if this == "switch":
+        return (2.0 * value,)
+    if this == "window":
+        return tuple(float(letter == "L") for letter in (value * LETTERS)[:LETTERS])
+    try:
+        return (SCALES[this].place(value),)
+    except (KeyError, TypeError, ValueError, ArithmeticError):  # no number, or none that its kind allows
+        return ()
+
+
+def _options(constant: Constant, values: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Any]:
     """Neighbours of the current value by kind, before any constraint."""
     value, this = constant.value, kind(constant)
-    if OWNED.search(constant.name):
+    if not coordinates(constant.name, value):
         return []
     if isinstance(value, tuple):
-        return _one_changed(constant)
+        return _one_changed(constant, values, settings)
     if this == "switch":
         return [not value]
     if this == "window":
-        return list(WINDOWS)
-    if this == "share":
-        return _near(SHARES, value)
-    if this == "momentum":
-        return _near(MOMENTA, value)
-    if this == "decay":
-        return [0.0, *(_scaled(value, RATE_FACTORS) if value else (0.01, 0.05, 0.1, 0.2))]
-    if this == "magnitude":
-        return _scaled(value, (0.1, 0.3, 3.0, 10.0))
-    if this == "cap":
-        return [0.0, *(_scaled(value, RATE_FACTORS) if value else (10.0, 15.0, 20.0, 30.0))]
-    if this == "steps":
-        return [round(option) for option in _scaled(value, (0.25, 0.5, 2.0, 4.0))]
-    if this in ("rate", "positive"):
-        return _scaled(value, RATE_FACTORS)
-    if this == "head_dim":
-        return [32, 64, 128]
+        return [option for option in map(_as_long(value), WINDOWS) if _unrolled(option) != _unrolled(value)]
+    head_dim = _head_dim(values, settings)
+    distances = HALVINGS if this in ("power", "head_dim") else DISTANCES
+    return [_moved(constant, distance, head_dim, digits=2) for distance in distances]
+
+
+def _moved(constant: Constant, distance: float, head_dim: int, digits: int = 3) -> Any:
+    """The value `distance` steps away on the constant's scale, in its own type."""
+    value, this = constant.value, kind(constant)
+    if this in ("power", "head_dim"):
+        doublings = max(-20, min(20, round(distance)))
+        option = value << doublings if doublings > 0 else max(1, value >> -doublings)
+        return option if this == "power" else max(32, min(256, option))
+    scale = SCALES[this]
+    option = scale.value(min(scale.place(value) + distance, 60.0))  # no overflow
     if this == "width":
-        return [value + step for step in (-128, -64, -32, 32, 64, 128) if value + step >= 32]
-    if this == "power":
-        return [value // 4, value // 2, value * 2, value * 4]
-    if this == "count":
-        return [value + step for step in (-2, -1, 1, 2, 4) if value + step >= 0]
-    return []
+        return max(1, round(option / head_dim)) * head_dim
+    if isinstance(value, int):
+        return round(option)
+    if this == "momentum":
+        return round(1 - float(f"{1 - option:.{digits}g}"), 6)
+    return float(f"{option:.{digits}g}")
 
 
-def _one_changed(constant: Constant) -> list[tuple[Any, ...]]:
+def _one_changed(constant: Constant, values: Mapping[str, Any], settings: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     """A tuple's neighbours: one component changed, the others kept."""
     options = []
     for index, item in enumerate(constant.value):
-        for option in _candidates(Constant(constant.name, item, "", 0)) if type(item) in (int, float) else ():
+        for option in _options(Constant(constant.name, item, "", 0), values, settings):
             options.append((*constant.value[:index], option, *constant.value[index + 1 :]))
     return options
 
 
-def _near(grid: tuple[float, ...], value: float) -> list[float]:
-    below = [item for item in grid if item < value - 1e-9]
-    above = [item for item in grid if item > value + 1e-9]
-    return below[-NEIGHBOURS:] + above[:NEIGHBOURS]
+def _as_long(pattern: str) -> Callable[[str], str]:
+    """Repeats a shorter window pattern to the length of `pattern` where that is a multiple of its own."""
+    return lambda option: option * (len(pattern) // len(option)) if len(pattern) % len(option) == 0 else option
 
 
-def _scaled(value: float, factors: tuple[float, ...]) -> list[float]:
-    """`value` times each factor, to two significant digits: 0.025, not 0.025000000000000001."""
-    return [float(f"{value * factor:.2g}") for factor in factors]
+def _unrolled(pattern: str) -> str:
+    """A window pattern over twelve layers: equal ones are the same."""
+    return (pattern * 12)[:12]
+
+
+def _head_dim(values: Mapping[str, Any], settings: Mapping[str, Any]) -> int:
+    """The unit of widths."""
+    found = _look_up(ALIASES["head_dim"], values, settings)
+    return int(found) if found and found > 0 else 32

@@ -1,6 +1,5 @@
-"""Briefing, sampler, hybrid, and the command agent with real scripts in real processes."""
+"""Briefing, hybrid, and the command agent with real scripts in real processes."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -9,16 +8,15 @@ import sys
 import time
 
 import pytest
-from experiment import PROGRAM, SETTINGS, SOURCE, briefing, long_history, night, outcome
+from experiment import PROGRAM, SETTINGS, SOURCE, briefing, long_history, outcome
 from processes_left import MARK, marked, needs_proc, none_left
 
 from lab.agents.briefing import Briefing, NoProposal, Tried, row
 from lab.agents.command import Command
 from lab.agents.hybrid import Hybrid
-from lab.agents.search import Search
 from lab.errors import UserError
 from lab.loop.proposal import Proposal, describe
-from lab.loop.source import fingerprint, set_constant
+from lab.loop.source import set_constant
 
 # The briefing
 
@@ -69,10 +67,10 @@ def test_rows_of_the_history_are_one_line():
 
 def test_the_menu_leaves_out_what_crashed_and_what_lies_beyond():
     crashed = Tried(1, "", "crash", None, {"form": "set", "values": {"DEPTH": 6}, "was": {"DEPTH": 4}})
-    assert briefing().menu()["DEPTH"] == [2, 3, 5, 6, 8]
+    assert briefing().menu()["DEPTH"] == [2, 3, 5, 6, 9]
     assert briefing(history=(crashed,)).menu()["DEPTH"] == [2, 3, 5]
     low = Tried(2, "", "crash", None, {"form": "set", "values": {"MATRIX_LR": 0.016}, "was": {"MATRIX_LR": 0.02}})
-    assert briefing(history=(low,)).menu()["MATRIX_LR"] == [0.025, 0.032, 0.04]
+    assert briefing(history=(low,)).menu()["MATRIX_LR"] == [0.025, 0.032, 0.04, 0.08]
 
 
 def test_the_history_may_come_from_json():
@@ -81,68 +79,6 @@ def test_the_history_may_come_from_json():
     assert read_back.edit["values"] == edit["values"]
     assert (0.9, 0.95) in briefing().menu()["BETAS"]
     assert (0.9, 0.95) not in briefing(history=(read_back,)).menu()["BETAS"]
-
-
-# search
-
-
-def test_search_changes_one_or_two_constants_and_never_repeats():
-    proposals = night(Search(seed=1), 40, lambda values: (0.001, "discard"))
-    sizes = [len(proposal.edit["values"]) for proposal in proposals]
-    assert set(sizes[:10]) == {1}
-    assert set(sizes) == {1, 2}
-    assert all(proposal.agent == "search" for proposal in proposals)
-
-
-def test_search_is_a_function_of_briefing_and_seed():
-    def judge(values):
-        return values["MATRIX_LR"], "discard"
-
-    first, second = night(Search(seed=4), 13, judge), night(Search(seed=4), 13, judge)
-    assert [p.source for p in first] == [p.source for p in second]
-    assert [p.source for p in night(Search(seed=5), 3, judge)] != [p.source for p in first[:3]]
-    again = Search(seed=4).propose(briefing(1, attempt=1))
-    assert again.source != first[0].source or again.source != Search(seed=4).propose(briefing(1, attempt=2)).source
-
-
-def test_search_prefers_the_side_that_paid():
-    one = "MATRIX_LR = 0.02  # Muon\n\n\ndef build_model(v):\n    return MATRIX_LR\n\n\ndef main():\n    pass\n"
-    history = []
-    for number, value in enumerate([0.01, 0.013, 0.016, 0.025, 0.032, 0.04] * 2, 1):
-        edit = {"form": "set", "values": {"MATRIX_LR": value}, "was": {"MATRIX_LR": 0.02}}
-        history.append(Tried(number, "", "discard", 0.02 - value, edit))
-    brief = Briefing(13, one, {}, history=tuple(history))
-    chosen = [Search(seed).propose(brief).edit["values"]["MATRIX_LR"] for seed in range(20)]
-    assert sum(value > 0.02 for value in chosen) >= 16
-
-
-def test_search_stays_away_from_a_crash():
-    def judge(values):
-        return (None, "crash") if values["WIDTH"] > 256 else (0.001, "discard")
-
-    crashes = [p for p in night(Search(seed=2), 40, judge) if p.edit["values"].get("WIDTH", 0) > 256]
-    assert len(crashes) <= 3
-
-
-def test_search_runs_dry_with_a_reason():
-    source = "TIED = False  # one switch\n\n\ndef build_model(v):\n    return TIED\n\n\ndef main():\n    pass\n"
-    brief = Briefing(1, source, {})
-    proposal = Search().propose(brief)
-    tried = frozenset({fingerprint(proposal.source, {})})
-    with pytest.raises(NoProposal):
-        Search().propose(dataclasses.replace(brief, tried=tried))
-
-
-def test_search_lives_with_experiments_of_others():
-    history = (
-        Tried(1, "structure", "keep", -0.1, {"form": "code", "definitions": ["MLP"]}),
-        Tried(2, "gone", "discard", 0.1, {"form": "set", "values": {"OLD_NAME": 3}, "was": {"OLD_NAME": 2}}),
-        Tried(3, "type", "discard", 0.1, {"form": "set", "values": {"DEPTH": "x", "TIED": 5}, "was": {}}),
-        Tried(4, "nan", "discard", float("nan"), {"form": "set", "values": {"DEPTH": 5}, "was": {"DEPTH": 4}}),
-        Tried(5, "none", "crash", None, None),
-        Tried(6, "slept", "invalid", -9.0, {"form": "set", "values": {"DEPTH": 5}, "was": {"DEPTH": 4}}),
-    )
-    assert Search().propose(briefing(7, history=history)).edit["form"] == "set"
 
 
 # hybrid

@@ -6,7 +6,6 @@ import sys
 
 import pytest
 from experiment import SETTINGS, SOURCE, briefing, outcome
-from lab.agents.ollama import IDEAS, Ollama
 from ollama_server import OllamaServer
 
 from lab.agents import ideas as drawn
@@ -14,6 +13,7 @@ from lab.agents.answers import parse_answer
 from lab.agents.briefing import Tried, brief, row
 from lab.agents.choose import choose_agent
 from lab.agents.command import Command
+from lab.agents.model import IDEAS, LocalModel
 from lab.agents.ollama_client import Server
 from lab.agents.search import Search
 from lab.errors import UserError
@@ -135,7 +135,7 @@ def test_a_small_model_picks_an_idea_from_its_menu(known):
 
     offered: list[str] = []
     try:
-        agent = Ollama(server=Server(server.url, patience=1.0, answer_seconds=1.0, log=print))
+        agent = LocalModel(Server(server.url, patience=1.0, answer_seconds=1.0, log=print))
         proposal = agent.propose(briefing(ideas=known))
     finally:
         server.stop()
