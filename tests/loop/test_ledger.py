@@ -27,7 +27,8 @@ def trusted(*lines: Effect) -> list[tuple[Effect, float]]:
     return [(one, one.trust(*HERE)) for one in lines]
 
 
-def test_a_night_writes_its_experiments_and_keeps_those_of_other_nights(tmp_path):
+def test_a_night_writes_its_changes_of_constants_and_keeps_those_of_other_nights(tmp_path, monkeypatch):
+    monkeypatch.setattr("lab.agents.ideas.SHARE", 0.0)
     night = begin(tmp_path)
     path = night.folder.parent / ledger.FILE
     other = line(1, -0.01, DEPTH=5)
