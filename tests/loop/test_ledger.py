@@ -28,7 +28,7 @@ def trusted(*lines: Effect) -> list[tuple[Effect, float]]:
 
 
 def test_a_night_writes_its_changes_of_constants_and_keeps_those_of_other_nights(tmp_path, monkeypatch):
-    monkeypatch.setattr("lab.agents.ideas.SHARE", 0.0)
+    monkeypatch.setattr("lab.agents.ideas.draw", lambda *_: None)
     night = begin(tmp_path)
     path = night.folder.parent / ledger.FILE
     other = line(1, -0.01, DEPTH=5)
