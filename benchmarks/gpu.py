@@ -241,11 +241,23 @@ def prepared(folder: Path, small: bool) -> None:
     script(folder, "prepare.py", "--no-fit", "--preset", "tinystories", "--files", text, *flags)
 
 
+def check_scorer(folder: Path) -> None:
+    """Raise UserError if the scorer's process, which gets few variables, could not import MLX."""
+    from lab.trial.sandbox import Policy, environment
+
+    env = environment(os.environ, Policy((folder,)))
+    if subprocess.run([sys.executable, "-c", "import mlx.core"], env=env, capture_output=True).returncode:
+        raise UserError(
+            "the scorer cannot import mlx: install it for this Python, not with PYTHONPATH or LD_LIBRARY_PATH"
+        )
+
+
 def training(small: bool) -> dict[str, Any]:
     from lab.interface.evidence import CHEATS, _Work
 
     with tempfile.TemporaryDirectory(prefix="gpu-") as name:
         folder, found = Path(name), {}
+        check_scorer(folder)
         prepared(folder, small)
         for run, flags in {"seed0": ("--steps", 2 if small else 150), "again": ("--steps", 2 if small else 150),
                            "seed1": ("--steps", 2 if small else 150, "--seed", 1),

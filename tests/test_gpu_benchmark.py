@@ -1,6 +1,7 @@
 """benchmarks/gpu.py in small, on this CPU: that it works, not what a GPU does."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 from conftest import ROOT
 
 from benchmarks import gpu
+from lab.errors import UserError
 from lab.training import kernels as fused
 
 
@@ -50,6 +52,13 @@ def test_a_part_that_fails_or_hangs_does_not_end_the_others(tmp_path, monkeypatc
     assert gpu.run("rows", True, 2) == {"failed": "not done in 2 s"}
     state = subprocess.run(["ps", "-o", "stat=", "-p", child.read_text()], capture_output=True, text=True).stdout
     assert state.strip()[:1] in ("", "Z")
+
+
+def test_mlx_that_the_scorer_would_not_find_is_named(tmp_path, monkeypatch):
+    gpu.check_scorer(tmp_path)
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    with pytest.raises(UserError, match="not with PYTHONPATH"):
+        gpu.check_scorer(tmp_path)
 
 
 def test_without_time_nothing_is_begun(tmp_path):
