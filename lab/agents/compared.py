@@ -48,7 +48,7 @@ class Traces:
 
 def compared(folder: Path, state: State) -> list[str]:
     """A legend, the incumbent and the last experiments with traces, a line each, oldest first; [] without any."""
-    if not state.incumbent:
+    if not state.incumbent or not (folder / "runs").is_dir():
         return []
     runs = [record for record in read(folder / "journal.jsonl") if record["event"] == "run"]
     last = [e for e in state.tried_out if e.runs and not (e.spoiled or e.skipped)][-EXPERIMENTS:]

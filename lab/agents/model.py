@@ -162,7 +162,7 @@ class LocalModel:
 
     def _question(self, briefing: Briefing, model: Model) -> Question:
         """What to ask this time; on a plateau code is changed where the model can."""
-        forms, menu = self._forms(model), _rested(briefing)
+        forms, menu = self._forms(model), briefing.menu() if briefing.wish else _rested(briefing)
         draw = random.Random(f"{self.seed} {briefing.number} {briefing.attempt}")
         form = forms[-1] if briefing.plateau else draw.choice(forms)
         if form == "menu" and not menu:

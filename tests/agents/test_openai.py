@@ -9,7 +9,7 @@ from ollama_server import Page
 from openai_server import OpenAIServer
 
 from lab.agents import openai_client
-from lab.agents.briefing import NoProposal
+from lab.agents.briefing import NoProposal, Tried
 from lab.agents.choose import choose_agent
 from lab.agents.hybrid import Hybrid
 from lab.agents.model import LocalModel
@@ -159,6 +159,19 @@ def test_the_prompt_fits_the_context_that_the_server_has(serve):
     [chat] = server.chats()
     assert agent.choose().context == 2048
     assert len(chat["messages"][1]["content"].encode()) / 2.5 < 2048 - 200
+
+
+def test_what_a_person_wishes_is_in_the_prompt_and_on_the_menu(serve):
+    server = serve()
+    failed = [Tried(1, "a", "discard", 0.1, {"form": "set", "values": {"DEPTH": 3}, "was": {"DEPTH": 4}})]
+    agent = agent_for(server)
+    agent.propose(briefing(2, history=failed))
+    agent.propose(briefing(2, history=failed, wish="make it deeper"))
+    menus = [
+        chat["response_format"]["json_schema"]["schema"]["properties"]["change"]["enum"] for chat in server.chats()
+    ]
+    assert ["DEPTH = 5" in menu for menu in menus] == [False, True]  # it rests after a failure, but not from a wish
+    assert "make it deeper" in server.chats()[1]["messages"][1]["content"]
 
 
 # ---- memory

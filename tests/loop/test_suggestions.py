@@ -7,6 +7,7 @@ import pytest
 from checkout import git
 from conftest import ROOT, Script, refusal
 from processes_left import needs_proc, none_left
+from rich.console import Console
 from simulated import begin
 from test_stop import begun, night
 
@@ -15,6 +16,7 @@ from lab.agents.briefing import brief
 from lab.agents.hybrid import Hybrid
 from lab.agents.search import Search
 from lab.errors import UserError
+from lab.interface.dashboard import View
 from lab.interface.plot import picture
 from lab.interface.report import collect, page, suggestions
 from lab.loop.journal import HEADER, Journal, read
@@ -22,7 +24,7 @@ from lab.loop.proposal import Proposal, describe, title
 from lab.loop.source import set_constant
 from lab.loop.suggestions import ask_to_skip
 from lab.loop.suggestions import read as understood
-from lab.trial.runner import Measured, Skipped
+from lab.trial.runner import Measured, Phase, Skipped
 
 DEEPER = {"form": "set", "values": {"DEPTH": 6}, "was": {"DEPTH": 4}}
 SOURCE = (ROOT / "train.py").read_text()
@@ -161,6 +163,15 @@ def test_words_go_to_the_model_whoever_has_the_turn(quiet):
     assert model.wishes == ["a longer warm-down"]
     done = quiet.journal.state.experiments[1]
     assert (done.agent, done.title.partition(": ")[2]) == ("ollama", "suggested: a longer warm-down; more decay")
+
+
+def test_the_panel_says_what_is_next(quiet):
+    quiet.runner.phase = Phase()
+    view = View(quiet, None, Console(width=100))
+    assert "next" not in dict(view.rows())
+    suggest(quiet, "DEPTH=3")
+    suggest(quiet, "a longer warm-down")
+    assert dict(view.rows())["next"] == "suggested: DEPTH=3 (and 1 more)"
 
 
 # ---- refused
