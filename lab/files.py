@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import math
 import os
 import shutil
 from contextlib import suppress
@@ -57,8 +58,10 @@ def checkouts() -> list[Path]:
 
 
 def recorded_since() -> float:
-    """When the cache started to record its users, in seconds since 1970."""
-    return (cache_root() / "users" / "since").stat().st_mtime
+    """When the cache started to record its users, in seconds since 1970; inf if it cannot be written."""
+    with suppress(OSError):
+        return (cache_root() / "users" / "since").stat().st_mtime
+    return math.inf
 
 
 def write_atomic(path: Path | str, content: str | bytes) -> None:
@@ -103,8 +106,23 @@ def remove(path: Path, folder: Path) -> None:
     inside(path, folder)
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
+        if path.exists():
+            _open(path)
+            shutil.rmtree(path, ignore_errors=True)
+        if path.exists():
+            raise UserError(f"{path} cannot be removed; allow writing there, then run again")
     else:
         path.unlink(missing_ok=True)
+
+
+def _open(path: Path) -> None:
+    """Allow access to a folder and those in it: an experiment may have closed them. Links are not followed."""
+    with suppress(OSError):
+        path.chmod(0o700)
+        for folder, names, _ in os.walk(path):  # enters a folder after this loop has opened it
+            for inner in (Path(folder, name) for name in names):
+                if not inner.is_symlink():
+                    inner.chmod(0o700)
 
 
 def sha256(path: Path | str) -> str:
