@@ -244,7 +244,7 @@ def sample_command(
     options["tokens"] = options["tokens"] or (40 if chat else 200)
     if chat:
         return chat_with(runs[0], **options)
-    options["prompt"] = PROMPT if options["prompt"] is None else options["prompt"]
+    options["prompt"] = PROMPT if options["prompt"] is None else os.fsencode(options["prompt"]).decode(errors="replace")
     sample(runs, count, **options)
 
 

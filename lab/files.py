@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -74,8 +75,10 @@ def checkouts() -> list[Path]:
 
 
 def recorded_since() -> float:
-    """When the cache started to record its users, in seconds since 1970."""
-    return (cache_root() / "users" / "since").stat().st_mtime
+    """When the cache started to record its users, in seconds since 1970; inf if it cannot be written."""
+    with suppress(OSError):
+        return (cache_root() / "users" / "since").stat().st_mtime
+    return math.inf
 
 
 def write_atomic(path: Path | str, content: str | bytes) -> None:
@@ -144,6 +147,8 @@ def remove(path: Path, folder: Path) -> None:
     inside(path, folder)
     if path.is_dir() and not path.is_symlink():
         _remove_tree(path)
+        if path.exists():
+            raise UserError(f"{path} cannot be removed; allow writing there, then run again")
     else:
         path.unlink(missing_ok=True)
 

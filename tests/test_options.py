@@ -141,4 +141,4 @@ def test_the_table_has_every_option():
     options = [option for command in commands for option in command.params if isinstance(option, click.Option)]
     taking = [option for option in options if not option.is_flag and option.name != "verbosity"]
     missing = [option.opts for option in taking if not any(flag in tried.split() for flag in option.opts)]
-    assert missing == [["--model"]]  # any name may be that of a model; only a server can tell
+    assert missing == [["--prompt"], ["--model"]]  # any text is one

@@ -6,7 +6,6 @@ and the training record, and then scores the checkpoint in a separate process. E
 diverged, crashed or rejected run, 2 for a wrong command line, 130 for Ctrl-C.
 """
 
-import contextlib
 import errno
 import hashlib
 import json
@@ -339,22 +338,32 @@ def _flush() -> None:
 def system_error(error: OSError) -> str:
     """An error of the system in one line: what failed, where, and what to do."""
     where = f" ({error.filename})" if error.filename else ""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
-        return f"{error.strerror}{where}; fix or remove it, then run again: finished work is kept"
-    return (
-        f"{error.strerror}{where}; free disk space, allow writing there, or set AUTORESEARCH_CACHE to another "
-        "folder, then run again: finished work is kept"
-    )
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "free disk space, or set AUTORESEARCH_CACHE to another folder"
+    elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        remedy = f"allow access there{_elsewhere(os.path.abspath(error.filename)) if where else ''}"
+    else:
+        remedy = "fix or remove it"
+    return f"{error.strerror}{where}; {remedy}, then run again: finished work is kept"
+
+
+def _elsewhere(path: str) -> str:
+    """What can be done about a path that cannot be written, besides allowing it."""
+    if Path(path).is_relative_to(os.path.abspath(cache_root())):
+        return ", or set AUTORESEARCH_CACHE to another folder"
+    return ", or clone the project into a folder that you can write to" * Path(path).is_relative_to(ROOT)
 
 
 def report_bug() -> None:
     """Write the details of the exception being handled to a file, and print where to report it."""
-    path = cache_root() / "bug.txt"
+    attach = f" and attach {(path := cache_root() / 'bug.txt')}"
     details = f"{shlex.join(sys.argv)}\nPython {sys.version}, {platform.platform()}\n{traceback.format_exc()}"
-    with contextlib.suppress(OSError):
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, without_places(details).encode(errors="replace"))
-    print(f"this is a bug; report it where you cloned this from (git remote -v) and attach {path}", file=sys.stderr)
+    except OSError:
+        attach = ""
+    print(f"this is a bug; report it where you cloned this from (git remote -v){attach}", file=sys.stderr)
 
 
 def new_directory(name: str) -> Path:
