@@ -5,8 +5,8 @@
 First nights run without a ledger. Second nights start from the same train.py with another seed: with the ledger of
 their first night; with one whose effects were shuffled over its changes; and without. Nothing has noise. Writes
 second_night.json: `reached`, the experiments until a night with the true ledger is as good as its first night was at
-the end (median), and `lost`, how many more than without a ledger a night with the shuffled one takes until it is as
-good as that one was after LATER experiments (median and worst tenth; a night that does not get there counts as all).
+the end (median); `lost`, how many experiments more the median night with the shuffled one takes until it is as good as
+the median night without is after LATER; and `refused`, how many suggestions of the shuffled one were tried in vain.
 """
 
 import argparse
@@ -73,14 +73,16 @@ def main() -> None:
     ledgers = [remembered(night) for night in firsts]
     wrong = [shuffled(ledger, seed) for seed, ledger in enumerate(ledgers)]
     _, informed = nights("ledger", 1000, ledgers)
-    _, misled = nights("shuffled", 1000, wrong)
+    mislead, misled = nights("shuffled", 1000, wrong)
     _, without = nights("without", 1000, [[]] * options.nights)
-    levels = without[LATER - 1]
-    lost = until(misled, levels) - until(without, levels)
+    level = np.median(without[LATER - 1])
+    took = [until(np.median(values, axis=1)[:, None], level)[0] for values in (misled, without)]
+    refused = [sum("memory" in t.edit and t.verdict != "keep" for t in night.history) for night in mislead]
     report = {
         "experiments": options.experiments,
         "reached": float(np.median(until(informed, before[-1]))),
-        "lost": {"median": float(np.median(lost)), "worst_tenth": float(np.quantile(lost, 0.9))},
+        "lost": int(took[0] - took[1]),
+        "refused": float(np.mean(refused)),
         "medians": {name: round(float(np.median(values[LATER - 1])), 5) for name, values in
                     (("ledger", informed), ("shuffled", misled), ("without", without))},
     }  # fmt: skip

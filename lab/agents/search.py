@@ -31,7 +31,7 @@ from lab.loop.proposal import Proposal, check, describe, in_words
 from lab.loop.source import Rejected, digest, set_constant, skeleton
 
 STARTUP = 4  # results, the incumbent's among them, before the process picks
-ALONE = 8  # results, as above, until which one of the constants that matter most is changed alone
+ALONE = 8  # first experiments that change one of the constants that matter most alone
 CANDIDATES = 100
 CHANGES = (1, 2, 2, 3, 4, 6)  # constants that a candidate changes
 WIDER, NARROWER = 1.3, 0.93  # factors of the reach after a kept and after another experiment
@@ -67,8 +67,11 @@ class Search:
     ) -> Iterator[tuple[Values, dict[str, Any]]]:
         """Blocks, possible or not, the best first, each with what to add to the edit: what earlier nights found, then
         designs, then single candidates."""
-        draw = random.Random(f"{self.seed} {briefing.number} {briefing.attempt}")
-        reach, noise = _reach(briefing.history), briefing.noise or 0.0
+        own = [tried for tried in briefing.history if tried.edit and not tried.edit.keys() & {"memory", "screen"}]
+        remembered = sum("memory" in (tried.edit or {}) for tried in briefing.history)
+        # A night with a useless memory goes on as it would have begun without.
+        draw = random.Random(f"{self.seed} {briefing.number - remembered} {briefing.attempt}")
+        reach, noise = _reach(own), briefing.noise or 0.0
         for night, values in suggestions(briefing.memory, briefing.history):
             yield current | known(values, current), {"memory": night}
         if design := bundle.latest(briefing.history):
@@ -79,7 +82,7 @@ class Search:
             changes = _apart([*misses, *filter(_small, fill)])
             if len(changes) >= bundle.FEWEST:
                 yield from ((current | change, addition) for change, addition in bundle.Design(changes).steps())
-        alone = len(found) <= ALONE
+        alone = len(own) < ALONE
         pool = _candidates(current, briefing.settings, reach, draw, (1,) if alone else CHANGES, levers=alone)
         if len(found) > self.startup:
             pool = _ranked(pool, found, current, noise)
@@ -139,7 +142,7 @@ def _reach(history: Sequence[Tried]) -> float:
     """Of a step: it adapts to what succeeds, so that about one change in five does."""
     reach = 1.0
     for tried in history:
-        if tried.edit and tried.verdict != "invalid" and "screen" not in tried.edit:
+        if tried.verdict != "invalid":
             reach *= WIDER if tried.verdict == "keep" else NARROWER
             reach = min(max(reach, REACH[0]), REACH[1])
     return reach
