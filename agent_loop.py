@@ -106,6 +106,7 @@ class Night:
             elif step.action == "run":
                 with suppress(Skipped):
                     self.run(step)
+                    self.lost = None  # it had just ended by itself
             elif step.action == "judge":
                 self.judge()
             else:
@@ -183,8 +184,7 @@ class Night:
         self.journal.record("refused", fingerprint=mark, reason=reason, **proposal.record, **more)
 
     def commit(self, proposal: Proposal, **more: str) -> bool:
-        """Commit first, then write the journal. After a kill between the two, the next step moves the
-        branch back."""
+        """Commit first, then write the journal. After a kill between the two, the next step moves the branch back."""
         state = self.journal.state
         number, commit, source = len(state.experiments), state.head(), proposal.source
         if state.incumbent:
