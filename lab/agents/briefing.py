@@ -90,9 +90,12 @@ class Briefing:
 
     def untried_ideas(self) -> list[Idea]:
         """Ideas that fit the incumbent and were neither tried by themselves nor refused."""
+        return [self.ideas[name] for name in self.ideas_left() if self._fits(name)]
+
+    def ideas_left(self) -> list[str]:
+        """Names of the ideas that were not tried by themselves, whether they fit or not."""
         alone = [t.edit["ideas"] for t in self.history if t.edit and t.edit.get("ideas") and t.verdict != "invalid"]
-        left = {name: idea for name, idea in self.ideas.items() if [name] not in alone}
-        return [idea for name, idea in left.items() if self._fits(name)]
+        return [name for name in self.ideas if [name] not in alone]
 
     def _fits(self, name: str) -> bool:
         try:

@@ -25,10 +25,10 @@ def draw(briefing: Briefing, seed: int, share: float = SHARE, agent: str = "sear
     chance = random.Random(f"idea {seed} {briefing.number} {briefing.attempt}")
     if chance.random() >= share:
         return None
-    names = [idea.name for idea in briefing.untried_ideas()]
+    names = briefing.ideas_left()
     for name in chance.sample(names, len(names)):
         try:
             return proposal(briefing, [name], agent)
-        except Rejected:  # another change of the night made it impossible, such as a constant out of range
+        except Rejected:  # it does not fit the incumbent, or was refused before
             continue
     return None

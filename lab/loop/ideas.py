@@ -12,6 +12,7 @@ import textwrap
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,7 @@ def load_all(folder: Path | None = None) -> tuple[dict[str, Idea], list[str]]:
 def load(path: Path) -> Idea:
     """Raises UserError, with file and cause in one line, unless it is an idea."""
     try:
-        text = read_source(path)
-        return _idea(path.stem, tomllib.loads(text), text)
+        return _read(path.stem, read_source(path))
     except (Rejected, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path.parent.name}/{path.name}: {one_line(error)}") from None
 
@@ -195,7 +195,9 @@ def _trimmed(code: str) -> str:
 # Reading a file; every error is Rejected
 
 
-def _idea(name: str, table: dict[str, Any], text: str) -> Idea:
+@cache  # a night reads all of them before each experiment
+def _read(name: str, text: str) -> Idea:
+    table = tomllib.loads(text)
     if not NAME.match(name):
         raise Rejected("the name must be lower-case letters, digits and underscores")
     _only(table, {*TEXTS, "excludes", "add", "set", "change"})
