@@ -84,7 +84,7 @@ class Search:
                 yield from ((current | change, addition) for change, addition in bundle.Design(changes).steps())
         alone = len(own) < ALONE
         pool = _candidates(current, briefing.settings, reach, draw, (1,) if alone else CHANGES, levers=alone)
-        if len(found) > self.startup:
+        if pool and len(found) > self.startup:
             pool = _ranked(pool, found, current, noise)
         yield from ((values, {}) for values in pool)
 
