@@ -15,8 +15,8 @@ from lab.trial.curve import Curve
 
 EARLIEST, LATEST = 0.3, 0.9  # share of the budget; later there is little to save
 WINDOW = 0.1  # of the tokens so far at least, over which the gap is measured
-DRIFT = 0.015  # share of the loss
-ERRORS = 3.0  # standard errors by which it must lose
+DRIFT = 0.01  # share of the loss
+ERRORS = 2.5  # standard errors by which it must lose
 FASTER = 1.03  # tokens in the same time, from which the run must lose at equal time too
 BLOCKS = 5  # of steps whose means give the standard error: steps beside each other are not independent
 

@@ -280,7 +280,7 @@ class State:
     def _refused(self, record: dict[str, Any]) -> None:
         self.refused += 1
         short = {key: one_line(record[key], TEXT) for key in FIELDS["refused"]}
-        self.refusals.append({**short, "after": len(self.experiments) - 1})
+        self.refusals.append({**short, "edit": record.get("edit"), "after": len(self.experiments) - 1})
         if record["fingerprint"]:
             self.tried.setdefault(record["fingerprint"], -1)
 

@@ -45,8 +45,8 @@ def test_no_run_is_ended_before_a_share_of_the_budget_or_at_its_end():
 
 
 def test_a_gap_must_be_larger_early_than_late():
-    assert gap(curve(0.06, 0.32), curve()) is None
-    assert gap(curve(0.06, 0.85), curve()) is not None
+    assert gap(curve(0.03, 0.32), curve()) is None
+    assert gap(curve(0.03, 0.85), curve()) is not None
 
 
 def test_a_faster_model_must_lose_at_equal_time_too():
