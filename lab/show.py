@@ -96,7 +96,10 @@ def outlast_reader(lost: Callable[[str], Any] = silent) -> None:
 
 
 def _lasting(stream: TextIO, lost: Callable[[str], Any]) -> TextIO:
-    raw = io.BufferedWriter(_Lasting(stream.fileno(), lost))
+    try:
+        raw = io.BufferedWriter(_Lasting(stream.fileno(), lost))
+    except io.UnsupportedOperation:  # it is no file
+        return stream
     return io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=True)
 
 

@@ -186,7 +186,7 @@ def accept(monkeypatch):
 @pytest.mark.parametrize("command", [*PARSED, *inline()])
 def test_a_command_that_is_not_run_is_accepted(accept, command):
     calls = script_calls(command)
-    targets = ("test", "setup", "lock", "lint", "format", "clean", "pull", "bench", "torture", "soak")
+    targets = ("test", "setup", "lock", "lint", "format", "clean", "pull", "bench", "fuzz", "torture", "soak")
     assert calls or command.split()[1] in targets
     for call in calls:
         accept(call)

@@ -112,19 +112,15 @@ class Briefing:
         room = int(max_tokens * BYTES_PER_TOKEN)
         code = self.source if code is None else code
         shown = f"## train.py\n```python\n{code.strip()}\n```" if code else ""
-        parts = (
-            self._standing(),
-            shown,
-            self._failures(room // 8),
-            self._near_misses(),
-            self._memory(),
-            self._plateau(),
-            self._wish(),
-        )
-        fixed, most = [part for part in (*parts, self._ideas(room // 8)) if part], room // MEASURED_SHARE
+        parts = (self._standing(), shown, self._failures(room // 8), self._plateau(), self._wish())
+        fixed, most, some = [part for part in parts if part], room // MEASURED_SHARE, room // 8
         room -= sum(_bytes(part) + 2 for part in fixed)
         if room < 0:
             raise NoProposal(f"the code does not fit in a briefing of {max_tokens} tokens")
+        for part in (self._near_misses(), self._ideas(min(some, room // 2)), self._memory()):
+            if part and _bytes(part) + 2 <= room:
+                fixed.append(part)
+                room -= _bytes(part) + 2
         measured = self._measured(min(most, room // 2))
         room -= _bytes(measured) + 2
         program = _cut(f"# Programme\n{self.program.strip()}", max(room // 4, room - 6000)) if self.program else ""

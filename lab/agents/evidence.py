@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lab.loop import space
+from lab.loop.source import exact
 
 FAILED = ("crash", "rejected", "timeout")  # verdicts of runs that gave no number; "invalid" runs are repeated
 
@@ -93,4 +94,4 @@ def _kind(value: Any) -> Any:
 
 
 def hashable(values: Values) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return {name: exact(value) for name, value in values.items()}

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from lab.loop.history import Confirmation, Experiment, State
 from lab.loop.pace import paced
-from lab.loop.source import constants, set_constant
+from lab.loop.source import constants, exact, set_constant
 from lab.loop.verdict import Code, Fit, Run, student
 
 FIRST_SEED = 1_000_001  # a night counts its seeds up from 1
@@ -141,13 +141,9 @@ def without_values(source: str, edit: Mapping[str, Any], settings: Mapping[str, 
     change replaced their values."""
     known = constants(source, settings)
     if edit.get("form") != "set" or any(
-        known[name].value != _exact(new) for name, new in edit["values"].items() if name in known
+        known[name].value != exact(new) for name, new in edit["values"].items() if name in known
     ):
         return None
     for name, old in edit["was"].items():
-        source = set_constant(source, name, _exact(old))
+        source = set_constant(source, name, exact(old))
     return source
-
-
-def _exact(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value  # JSON has no tuples

@@ -65,12 +65,14 @@ class Journal:
         self.state.check(event, fields)
         time = datetime.now(UTC).isoformat(timespec="seconds")
         record = {"n": self.state.n + 1, "time": time, "event": event, **fields}
-        line = json.dumps(sealed(record), ensure_ascii=False, allow_nan=False).encode(errors="replace").decode()
+        text = json.dumps(record, ensure_ascii=False, allow_nan=False).encode(errors="replace").decode()
+        record = json.loads(text)  # as every reader will see it
+        line = json.dumps(sealed(record), ensure_ascii=False)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._drop_partial_line()
         append_line(self.path, line)
         self.size = self.opened = self.path.stat().st_size
-        self.state.apply(unsealed(json.loads(line)))  # as every reader will
+        self.state.apply(record)
         return record
 
     def _drop_partial_line(self) -> None:

@@ -88,6 +88,11 @@ def constants(source: str, settings: Mapping[str, Any]) -> dict[str, Constant]:
     }
 
 
+def exact(value: Any) -> Any:
+    """A constant's value as read from JSON, which has no tuples."""
+    return tuple(map(exact, value)) if isinstance(value, list) else value
+
+
 def set_constant(source: str, name: str, value: Any) -> str:
     """`source` with one top-level constant set to a literal; only the value's text changes."""
     matches = [node for node in parse(source).body if _target(node) == name]

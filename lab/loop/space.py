@@ -239,6 +239,8 @@ def coordinates(name: str, value: Any) -> tuple[float, ...]:
     if OWNED.search(name):
         return ()
     if isinstance(value, tuple):
+        if any(isinstance(item, tuple) for item in value):
+            return ()  # a table, such as the coefficients of a polynomial: its numbers belong together
         return tuple(place for item in value for place in coordinates(name, item))
     if this == "switch":
         return (2.0 * value,)

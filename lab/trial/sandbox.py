@@ -46,6 +46,7 @@ ETC = tuple(f"/etc/{name}" for name in ("passwd", "group", "nsswitch.conf", "loc
 LINUX = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/opt", "/nix/store", "/sys", *ETC)
 MACOS = ("/System", "/usr", "/bin", "/sbin", "/Library", "/opt", "/private/etc", "/private/var/db/dyld",
          "/private/var/db/timezone")  # fmt: skip
+KERNEL = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")  # of it, as runc has them
 MOUNTS = {"read": "--ro-bind", "write": "--bind", "device": "--dev-bind"}  # of bubblewrap
 SYSTEM = {"Linux": LINUX, "Darwin": MACOS}
 PASSED = ("PATH", "LANG", "LC_ALL", "TMPDIR")
@@ -149,8 +150,12 @@ def _bubblewrap(rules: list[tuple[Path, str]], policy: Policy) -> list[str]:
             arguments += [MOUNTS[mode], str(path), str(path)]
         elif path.exists() and any(path.is_relative_to(folder) for folder in mounted):
             arguments += ["--tmpfs", str(path)] if path.is_dir() else ["--ro-bind", "/dev/null", str(path)]
-    empty = [arguments[index + 1] for index, word in enumerate(arguments) if word == "--tmpfs"]
-    return arguments + [word for path in (*empty, "/dev", "/proc", "/") for word in ("--remount-ro", path)]
+    closed = [arguments[index + 1] for index, word in enumerate(arguments) if word == "--tmpfs"]
+    if any(mode == "device" for _, mode in rules):  # a GPU's driver names its threads in /proc/self/task
+        arguments += [word for path in KERNEL if os.path.exists(path) for word in ("--ro-bind", path, path)]
+    else:
+        closed += ["/proc"]
+    return arguments + [word for path in (*closed, "/dev", "/") for word in ("--remount-ro", path)]
 
 
 def _links(path: Path) -> Iterator[tuple[Path, str]]:

@@ -210,3 +210,9 @@ def test_a_constant_of_the_experiment_is_set_as_proposed():
     for name, value in proposal.edit["values"].items():
         source = set_constant(source, name, value)
     assert fingerprint(source, SETTINGS) == fingerprint(proposal.source, SETTINGS)
+
+
+def test_constants_that_are_lists_in_a_journal_are_tuples_again():
+    tried = Tried(1, "", "discard", 0.1, {"values": {"A": [[1, 2], [3, 4]]}, "was": {"A": [[1, 2], [3, 5]]}})
+    assert tried.edit["values"] == {"A": ((1, 2), (3, 4))}
+    assert space.coordinates("A", ((1.0, 2.0), (3.0, 4.0))) == ()

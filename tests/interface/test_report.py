@@ -19,6 +19,7 @@ from matplotlib.text import Text
 from night_writer import night
 
 from lab.errors import UserError
+from lab.files import sealed
 from lab.interface import report
 from lab.loop.journal import Journal
 
@@ -69,8 +70,11 @@ def test_nothing_comes_from_the_network(small):
 
 def test_an_agents_words_cannot_become_markup(tmp_path):
     folder = a_night(tmp_path / "n", 2)
-    journal = (folder / "journal.jsonl").read_text().replace("idea 1", "<script>alert(1)</script>")
-    (folder / "journal.jsonl").write_text(journal)
+    path = folder / "journal.jsonl"
+    records = [
+        json.loads(line) for line in path.read_text().replace("idea 1", "<script>alert(1)</script>").splitlines()
+    ]
+    path.write_text("".join(json.dumps(sealed(record)) + "\n" for record in records))
     shown = text_of(folder)
     assert "<script>alert" not in shown
     assert html.escape("<script>alert(1)</script>") in shown

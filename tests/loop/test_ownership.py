@@ -272,7 +272,7 @@ def test_every_command_refuses_such_a_tag(empty, command):
 def test_a_night_that_is_not_there_is_not_made(checkout, command):
     line = refusal(checkout.python("agent_loop.py", *command.split(), "--tag", "absent", check=False))
     assert line == "error: there is no night absent; there are: n"
-    assert sorted(path.name for path in (checkout.folder / "nights").iterdir()) == ["n"]
+    assert sorted(path.name for path in (checkout.folder / "nights").glob("*/")) == ["n"]
 
 
 def test_a_night_that_cannot_begin_leaves_no_folder(empty, tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import prepare
+from lab.files import unsealed
 from lab.machine import fit
 from lab.machine.fit import Fitting, Measured, operations, possible, predicted_bpb, speed, token_seconds, with_model
 from lab.preset import Batch, from_dict, load, to_dict
@@ -229,7 +230,7 @@ def test_float16_is_measured_and_never_chosen(prepared, cache, monkeypatch):
 
 
 def test_fit_alone_is_of_what_was_prepared_last(prepared, cache, monkeypatch):
-    before, asked = json.loads((cache / "current.json").read_text()), []
+    before, asked = unsealed(json.loads((cache / "current.json").read_text())), []
 
     def fitted(preset, folder, wanted, log):
         asked.append((to_dict(preset), str(folder), wanted))
@@ -239,7 +240,7 @@ def test_fit_alone_is_of_what_was_prepared_last(prepared, cache, monkeypatch):
     prepare.command(["--fit"], standalone_mode=False)
     [(last, folder, wanted)] = asked
     assert (json.loads(json.dumps(last)), folder, wanted) == (before["preset"], before["prepared"], True)
-    assert json.loads((cache / "current.json").read_text()) == before
+    assert unsealed(json.loads((cache / "current.json").read_text())) == before
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -55,7 +55,7 @@ def test_attention_with_fewer_keys_than_queries():
 
 @pytest.mark.parametrize("metal", [False, True])
 def test_attention_with_values_wider_than_queries(metal, monkeypatch):
-    monkeypatch.setattr(kernels, "METAL", metal)
+    monkeypatch.setattr(kernels, "GPU", metal)
     q, k, v = random(2, 2, 20, 8), random(2, 2, 20, 8, seed=1), random(2, 2, 20, 24, seed=2)
     gradients = mx.grad(lambda *t: mx.square(kernels.attention(*t, scale=0.5, window=7)).sum(), (0, 1, 2))(q, k, v)
     expected = mx.grad(lambda *t: mx.square(plain_attention(*t, 0.5, 7)).sum(), (0, 1, 2))(q, k, v)

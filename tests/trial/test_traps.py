@@ -179,5 +179,5 @@ def test_what_is_no_checkpoint_is_rejected(night: Night, what: str) -> None:
     night.runner._disarm(night.run_dir)
     score = night.score()
     assert score["status"] == "rejected"
-    assert re.search("has no checkpoint.safetensors|load_safetensors", score["reason"])
+    assert re.search("has no checkpoint.safetensors|checkpoint is damaged", score["reason"])
     assert not path.with_name(path.name + ".ran").exists()
