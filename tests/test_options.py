@@ -35,6 +35,9 @@ TABLE = [
     ("prepare score", "{}", RUNS),
     ("prepare score presets --batches", "{}", (*WHOLE, "0")),
     ("prepare score presets --sandbox", "{}", ("", "chroot", "NONE", LONG)),
+    ("prepare score presets --text", "{}", ("", "train", "VAL", LONG)),
+    ("prepare evidence --minutes", "{}", (*NUMBERS, "0", "10081")),
+    ("prepare evidence --check", "{}", ("", "absent.tar.gz", "docs", "README.md", LONG)),
     ("prepare sample", "{}", RUNS),
     ("prepare sample", "--tag", (*TAGS, "absent")),
     ("prepare sample presets --tokens", "{}", (*WHOLE, "0")),
@@ -59,6 +62,11 @@ TABLE = [
     ("agent try --tag absent -m", "{}", ("", " ")),
     ("agent try -m x --tag", "{}", TAGS),
     ("agent status --tag", "{}", (*TAGS, "absent")),
+    ("agent confirm --tag", "{}", (*TAGS, "absent")),
+    ("agent confirm --until", "{}", ("", "25:00", "7", "nan")),
+    ("agent skip --tag", "{}", (*TAGS, "absent")),
+    ("agent suggest X --tag", "{}", (*TAGS, "absent")),
+    ("agent run --tag t --agent openai --base-url", "{}", ("ftp://x", "\udcff")),
     ("agent report --tag", "{}", (*TAGS, "absent")),
     ("agent report --port", "{}", (*WHOLE, "65536")),
     ("agent replay", "{}", (*WHOLE, "0", str(10**30))),
@@ -141,4 +149,4 @@ def test_the_table_has_every_option():
     options = [option for command in commands for option in command.params if isinstance(option, click.Option)]
     taking = [option for option in options if not option.is_flag and option.name != "verbosity"]
     missing = [option.opts for option in taking if not any(flag in tried.split() for flag in option.opts)]
-    assert missing == [["--prompt"], ["--model"]]  # any text is one
+    assert missing == [["--prompt"], ["--out"], ["--model"]]  # any text is one, or a place for a file

@@ -63,7 +63,7 @@ def invalid_reason(
     and the processors itself."""
     if (slept := after.slept - before.slept) > SLEPT_SECONDS:
         return f"the machine slept for {slept:.0f} s"
-    shares = [pace] if pace else [moment.flops / usual_flops for moment in (before, after)]
+    shares = [pace] if pace else [moment.flops / (usual_flops or moment.flops or 1.0) for moment in (before, after)]
     if status == "timeout" and min(shares) < LATE:
         return f"it was still running at its time limit, and the machine ran at {100 * min(shares):.0f} % of its speed"
     if status != "ok":
