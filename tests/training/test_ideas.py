@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,8 +16,9 @@ from lab.loop import ideas as idea_files
 from lab.loop.proposal import check
 from lab.loop.source import Rejected, constants, set_constant
 from lab.machine.backend import mx, nn
+from lab.scoring import score
 from lab.scoring.model_server import load_experiment, load_parameters
-from lab.scoring.score import evaluate
+from lab.scoring.score import ModelProcess, evaluate
 from lab.training import kernels
 from lab.training import run as lab_run
 from lab.training.clock import Clock
@@ -74,7 +76,7 @@ class Run:
 class Served:
     """The scorer's model process, in this process."""
 
-    vocab_size = VOCABULARY
+    vocab_size, losses = VOCABULARY, ModelProcess.losses
 
     def __init__(self, train):
         self.train = train
@@ -108,15 +110,18 @@ def validation():
     generator = np.random.default_rng(1)
     documents = [np.append(0, generator.integers(1, VOCABULARY, size)) for size in (5, 30, 17, 60, 9)]
     val, byte_lengths = np.concatenate(documents), np.where(np.arange(VOCABULARY) > 0, 2, 0)
-    tokenizer = SimpleNamespace(bos=0, byte_lengths=byte_lengths)
-    return SimpleNamespace(val=val, tokenizer=tokenizer, manifest={"val": {"bytes": int(byte_lengths[val].sum())}})
+    tokenizer = SimpleNamespace(
+        bos=0, byte_lengths=byte_lengths, upstream_lengths=byte_lengths, vocab_size=VOCABULARY
+    )  # fmt: skip
+    manifest = {"val": {"bytes": int(byte_lengths[val].sum())}}
+    return SimpleNamespace(held_out=lambda part: val, tokenizer=tokenizer, manifest=manifest, folder=None)
 
 
 TRAINED: dict[str, dict[str, np.ndarray]] = {}  # the weights that train.py as it is ends with
 
 
 @pytest.mark.parametrize("name", IDEAS)
-def test_an_idea_trains_and_is_scored(load, validation, tmp_path, name):
+def test_an_idea_trains_and_is_scored(load, validation, tmp_path, name, monkeypatch):
     if not TRAINED:
         TRAINED.update(weights(load().main(Run())))
     train, run = load(name), Run()
@@ -128,8 +133,8 @@ def test_an_idea_trains_and_is_scored(load, validation, tmp_path, name):
         after[key].shape != TRAINED[key].shape or not np.allclose(after[key], TRAINED[key], atol=1e-6) for key in after
     )
     mx.save_safetensors(str(tmp_path / "checkpoint.safetensors"), dict(tree_flatten(model.parameters())))
-    score = evaluate(Served(train), validation, LENGTH, tmp_path / "checkpoint.safetensors")
-    assert 0 < score["val_bpb"] < 10
+    monkeypatch.setattr(score, "model_process", lambda *_, **__: nullcontext(Served(train)))
+    assert 0 < evaluate(tmp_path, validation, LENGTH, "none", None)["val_bpb"] < 10
 
 
 @pytest.mark.parametrize("name", IDEAS)
