@@ -1,6 +1,6 @@
 """Figures of the noise, from recorded runs: seeds and pairs, the pace of the machine, runs that end early.
 
-    python benchmarks/recorded.py [--data docs/runs]
+    python benchmarks/recorded.py [--data docs/recorded]
 
 pairs.csv   one row a run of a fixed number of steps: code, kind (base, constant, structure), seed, val_bpb
 pace.csv    one row a run of five minutes of the same code and seed: tokens, val_bpb, speed measured from outside, and
@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lab.loop.futility import gap
 from lab.trial.curve import Curve
 
-DATA = Path(__file__).resolve().parents[1] / "docs" / "runs"
+DATA = Path(__file__).resolve().parents[1] / "docs" / "recorded"
 SMALL = 0.03  # bits per byte; pairs of larger effects scatter more
 
 

@@ -18,7 +18,6 @@ from lab.data import stories
 # Two BLAS threads on a core that another test keeps busy wait for each other: ten times slower than one.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup with this one
 # tests/fuzz: some seconds of the same inputs in `make test`, half an hour of new ones in `make fuzz`. The folders of a
 # test may stay the same for every input.
 FUZZ = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
@@ -28,6 +27,10 @@ settings.load_profile("short")
 ROOT = Path(__file__).resolve().parent.parent
 PROGRESS = ("training the tokenizer", "tokenizing")  # what prepare.py says on stderr while it works
 Script = Callable[..., subprocess.CompletedProcess]
+
+
+def pytest_configure() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it; helpers that import this module may want that
 
 
 def environment(cache: Path, **more: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The recorded runs in docs/runs give the figures that docs/LOOP.md states."""
+"""The recorded runs in docs/recorded give the figures that docs/LOOP.md states."""
 
 import re
 import subprocess
