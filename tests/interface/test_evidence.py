@@ -170,10 +170,10 @@ def test_names_and_folders_are_replaced(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "Jane Doe"))
     monkeypatch.setenv("LOGNAME", "jdoe")
     monkeypatch.setattr(platform, "node", lambda: "Janes-MacBook-Pro.local")
-    replace = evidence.scrubber([tmp_path / "work"])
+    replace = evidence.scrubber([tmp_path / "project"])
     texts = [
         f"{tmp_path}/Jane Doe/x",
-        f"{tmp_path}/work/y",
+        f"{tmp_path}/project/y",
         "by jdoe on janes-macbook-pro",
         f"{evidence.ROOT}/z",
         "JDOE",
