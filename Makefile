@@ -105,7 +105,7 @@ sample: $(READY)  ## write text with a trained model (RUN= or TAG=; AGAINST= CHA
 doctor: $(READY)  ## check that this machine is ready for a night
 	@$(PY) prepare.py doctor
 
-evidence: $(READY)  ## run everything once, 20 minutes, and write evidence.tar.gz without personal data (PRESET= MINUTES= CHECK=file)
+evidence: $(READY)  ## run everything once and write evidence.tar.gz without personal data (PRESET= MINUTES= CHECK=file)
 	@$(if $(CHECK),:,$(if $(PRESET),,[ -f "$(CURRENT)" ] ||) $(PREPARE))
 	@$(PY) prepare.py evidence $(if $(CHECK),--check $(call quote,$(CHECK))) $(if $(MINUTES),--minutes $(MINUTES))
 
@@ -118,7 +118,7 @@ clean-runs: $(READY)  ## list checkpoints; NAMES='...' removes these, ALL=1 all 
 test: $(READY)  ## run the tests, about a quarter of an hour (ARGS='tests/scoring/test_score.py -x')
 	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
-fuzz: $(READY)  ## feed random input to everything that reads files or answers, for about half an hour (ARGS='-k preset')
+fuzz: $(READY)  ## feed random input to everything that reads files or answers (ARGS='-k preset')
 	@$(PY) -m pytest -n 2 --dist loadfile tests/fuzz --hypothesis-profile=long $(ARGS)
 
 bench: $(READY)  ## measure a step, data, scoring and a night; writes benchmarks/out/bench.json (ARGS='step --rounds 9')

@@ -306,7 +306,7 @@ def doctor_command(as_json: bool) -> None:
 
 @command.command(
     "evidence",
-    help="Run everything once on this machine (about 20 minutes), and write an archive without personal data.",
+    help="Run everything once on this machine, and write an archive without personal data.",
     epilog=examples("prepare.py evidence", "prepare.py evidence --check evidence.tar.gz"),
 )
 @click.option("--check", type=click.Path(path_type=Path), help="Say whether this archive is whole and what it shows.")

@@ -7,7 +7,7 @@ score is noise around a value that one change in ten lowers. After every hundred
 memory and open files, the size of the night and of the repository, the CPU time of an experiment (git's included) and
 of its proposal, and what it takes to open the journal again and to write the report, each in a process of its own. The
 last hundred is compared with the second, because the first warms up. Writes benchmarks/out/soak.json. Exit status 1 if
-memory, open files or the time of an experiment grew by more than LIMITS. Reads /proc (Linux); about seven minutes.
+memory, open files or the time of an experiment grew by more than LIMITS. Reads /proc (Linux).
 """
 
 import argparse

@@ -18,7 +18,7 @@ from lab.data import stories
 # Two BLAS threads on a core that another test keeps busy wait for each other: ten times slower than one.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
-# tests/fuzz: some seconds of the same inputs in `make test`, half an hour of new ones in `make fuzz`. The folders of a
+# tests/fuzz: some seconds of the same inputs in `make test`, many new ones in `make fuzz`. The folders of a
 # test may stay the same for every input.
 FUZZ = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 settings.register_profile("short", derandomize=True, max_examples=60, stateful_step_count=30, **FUZZ)
