@@ -198,13 +198,11 @@ class Server(ModelServer):
 
     @contextlib.contextmanager
     def translated(self, model: str) -> Iterator[None]:
-        with self._translated_network():
+        with super().translated(model):
             try:
                 yield
-            except BadReply as error:
-                raise self._meaning(error.status, str(error), model) from None
             except ollama.ResponseError as error:
-                raise self._meaning(error.status_code, str(error.error), model) from None
+                raise BadReply(error.status_code, str(error.error)) from None
 
 
 def _count(value: Any) -> int:

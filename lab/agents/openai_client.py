@@ -136,17 +136,10 @@ class OpenAIServer(ModelServer):
         listed = ", ".join(self.known) or "none"
         return f"the server at {self.host} has no model {model}; it lists: {listed}"
 
-    @contextlib.contextmanager
-    def translated(self, model: str) -> Iterator[None]:
-        with self._translated_network():
-            try:
-                yield
-            except BadReply as error:
-                if error.status in (401, 403) and not str(error).lstrip().startswith("<"):
-                    raise UserError(
-                        f"the server at {self.host} answers {error.status}: set OPENAI_API_KEY to its key"
-                    ) from None
-                raise self._meaning(error.status, str(error), model) from None
+    def _meaning(self, status: int, text: str, model: str) -> Exception:
+        if status in (401, 403) and not text.lstrip().startswith("<"):
+            return UserError(f"the server at {self.host} answers {status}: set OPENAI_API_KEY to its key")
+        return super()._meaning(status, text, model)
 
     def _models(self) -> list[Model]:
         """Its list, with what LM Studio and llama-server tell beyond the protocol."""

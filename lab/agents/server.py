@@ -13,7 +13,6 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -138,9 +137,14 @@ class ModelServer:
         """That this model is not installed, and what to do."""
         raise NotImplementedError
 
-    def translated(self, model: str) -> AbstractContextManager[None]:
-        """Translates exceptions of the client and the network into those of this module."""
-        return self._translated_network()
+    @contextlib.contextmanager
+    def translated(self, model: str) -> Iterator[None]:
+        """Translates BadReply and exceptions of the network into those of this module."""
+        with self._translated_network():
+            try:
+                yield
+            except BadReply as error:
+                raise self._meaning(error.status, str(error), model) from None
 
     def _limits(self) -> dict[str, Any]:
         """Arguments of an httpx client. Proxies from the environment do not apply to a local server, nor certificates
