@@ -17,17 +17,16 @@ A model's dict may add fields to its /api/tags entry (`listed`) and to its /api/
 latter by a status and a body (`show_fault`). `refuse(request)` may answer a chat request with a status and an error.
 """
 
-import contextlib
 import json
 import random
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-BYTES_PER_TOKEN = 3.6
+import loopback_server
+from loopback_server import BYTES_PER_TOKEN, LoopbackServer
+
 CODER = {"parameters": 1_540_000_000, "size": 1_100_000_000, "context": 32_768, "capabilities": ["completion"]}
 
 
@@ -38,8 +37,8 @@ def from_schema(request: dict[str, Any]) -> str:
     return json.dumps({"reason": "the rate is too low", "change": draw.choice(change)})
 
 
-class OllamaServer:
-    """Serves from construction until `stop()`; `start()` serves again on the same port."""
+class OllamaServer(LoopbackServer):
+    """What is installed, loaded and asked."""
 
     def __init__(
         self,
@@ -55,25 +54,10 @@ class OllamaServer:
         self.unload_lag = 0.0  # seconds for which /api/ps goes on listing an unloaded model
         self.refuse: Callable[[dict[str, Any]], tuple[int, str] | None] = lambda request: None  # status and error
         self.forced_context = 0  # what the server loads whatever num_ctx asks for
-        self.port = 0
-        self.start()
-
-    def start(self) -> None:
-        handler = type("Bound", (Handler,), {"hub": self})
-        self.stopping = threading.Event()
-        self.connections: list[socket.socket] = []
-        self.http = ThreadingHTTPServer(("127.0.0.1", self.port), handler)
-        self.http.daemon_threads = True
-        self.port = self.http.server_address[1]
-        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
+        super().__init__(Handler)
 
     def stop(self) -> None:
-        self.stopping.set()
-        self.http.shutdown()
-        self.http.server_close()
-        for connection in self.connections:  # kept-alive ones end with the server, as when a process ends
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+        super().stop()
         self.loaded.clear()
 
     @property
@@ -91,16 +75,8 @@ class OllamaServer:
             self.loaded.pop(name, None)
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    hub: OllamaServer
-
-    def setup(self) -> None:
-        super().setup()
-        self.hub.connections.append(self.connection)
-
-    def log_message(self, *args: Any) -> None:
-        pass
+class Handler(loopback_server.Handler):
+    events = "application/x-ndjson"
 
     def do_GET(self) -> None:
         self.hub.requests.append((self.path, {}))
@@ -114,7 +90,7 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(404, "404 page not found")
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
+        body = self.body()
         self.hub.requests.append((self.path, body))
         name = body.get("model", "")
         name = name if ":" in name else f"{name}:latest"
@@ -163,8 +139,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(refusal[0], {"error": refusal[1]})
         fault = self.hub.faults.pop(0) if self.hub.faults else ""
         if fault == "down":
-            self.connection.close()
-            self.close_connection = True
+            self.drop()
         elif fault == "500":
             self.reply(500, {"error": "llama runner process has terminated: exit status 2"})
         elif fault == "html":
@@ -172,7 +147,8 @@ class Handler(BaseHTTPRequestHandler):
         elif fault == "hang":
             self.hub.stopping.wait()
         else:
-            self.stream(self.lines(name, body, fault), broken=fault == "broken")
+            pieces = (line.encode() + b"\n" for line in self.lines(name, body, fault))
+            self.stream(pieces, broken=fault == "broken")
 
     def lines(self, name: str, body: dict[str, Any], fault: str) -> Iterator[str]:
         """The NDJSON lines of one answer."""
@@ -201,60 +177,3 @@ class Handler(BaseHTTPRequestHandler):
         last = {"done": True, "done_reason": "length" if fault == "length" else "stop"}
         last |= {"prompt_eval_count": counted, "eval_count": len(text) // 4, "load_duration": 1}
         yield json.dumps(json.loads(log("")) | last)
-
-    def stream(self, lines: Iterator[str], broken: bool) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "application/x-ndjson")
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-        try:
-            for line in lines:
-                data = line.encode() + b"\n"
-                self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
-                self.wfile.flush()
-                if broken:
-                    self.close_connection = True
-                    return
-            self.wfile.write(b"0\r\n\r\n")
-        except OSError:  # the client hung up, which cancels the answer
-            self.close_connection = True
-
-    def reply(self, status: int, content: Any) -> None:
-        data = content.encode() if isinstance(content, str) else json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "text/plain" if isinstance(content, str) else "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-
-class Page:
-    """Another program on a port: one answer to every request, which it records."""
-
-    def __init__(self, status: int, body: str, kind: str = "text/html", location: str = "") -> None:
-        self.requests: list[str] = []
-
-        class Answer(BaseHTTPRequestHandler):
-            def do_GET(handler) -> None:
-                self.requests.append(handler.path)
-                handler.send_response(status)
-                handler.send_header("Content-Type", kind)
-                handler.send_header("Content-Length", str(len(body)))
-                if location:
-                    handler.send_header("Location", location)
-                handler.end_headers()
-                handler.wfile.write(body.encode())
-
-            do_POST = do_HEAD = do_GET
-
-            def log_message(handler, *_: object) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-        self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
-
-    def stop(self) -> None:
-        self.http.shutdown()
-        self.http.server_close()

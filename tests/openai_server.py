@@ -15,17 +15,15 @@ language model, as in ollama_server. A fault is used up by one chat request, in 
     half     the prompt is cut to half
 """
 
-import contextlib
 import json
 import random
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-BYTES_PER_TOKEN = 3.6
+import loopback_server
+from loopback_server import BYTES_PER_TOKEN, LoopbackServer
+
 LLAMA = {"owned_by": "llamacpp", "meta": {"n_params": 1_543_714_304, "size": 1_111_370_752, "n_ctx_train": 32_768}}
 
 
@@ -36,8 +34,13 @@ def from_schema(request: dict[str, Any]) -> str:
     return json.dumps({"reason": "the rate is too low", "change": change})
 
 
-class OpenAIServer:
-    """Serves from construction until `stop()`. `product`: llama, mlx, router or lmstudio."""
+def encoded(line: str) -> bytes:
+    """An event of the stream; a line that begins with NUL has no end."""
+    return line[1:].encode() if line.startswith("\0") else line.encode() + b"\n\n"
+
+
+class OpenAIServer(LoopbackServer):
+    """What is served, loaded and asked. `product`: llama, mlx, router or lmstudio."""
 
     def __init__(
         self,
@@ -52,21 +55,8 @@ class OpenAIServer:
         self.context = 8192
         self.listed: Any = None  # in place of the list of models
         self.refuse: Callable[[dict[str, Any]], tuple[int, Any] | None] = lambda request: None
-        self.stopping = threading.Event()
-        self.connections: list[socket.socket] = []
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self}))
-        self.http.daemon_threads = True
-        self.port = self.http.server_address[1]
+        super().__init__(Handler)
         self.url = f"http://127.0.0.1:{self.port}/v1"
-        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
-
-    def stop(self) -> None:
-        self.stopping.set()
-        self.http.shutdown()
-        self.http.server_close()
-        for connection in self.connections:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
 
     def chats(self) -> list[dict[str, Any]]:
         return [body for path, body, _ in self.requests if path == "/v1/chat/completions"]
@@ -88,16 +78,8 @@ class OpenAIServer:
         return {"key": name, "loaded_instances": instances} | known
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    hub: OpenAIServer
-
-    def setup(self) -> None:
-        super().setup()
-        self.hub.connections.append(self.connection)
-
-    def log_message(self, *args: Any) -> None:
-        pass
+class Handler(loopback_server.Handler):
+    text, events = "text/html", "text/event-stream"
 
     def do_GET(self) -> None:
         hub = self.hub
@@ -113,7 +95,7 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(404, {"error": {"code": 404, "message": "File Not Found", "type": "not_found_error"}})
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
+        body = self.body()
         self.hub.requests.append((self.path, body, self.headers.get("Authorization", "")))
         if self.path == "/models/unload" and self.hub.product == "router":
             self.hub.loaded.discard(body["model"])
@@ -133,8 +115,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(refusal[0], refusal[1] if isinstance(refusal[1], str) else {"error": refusal[1]})
         fault = self.hub.faults.pop(0) if self.hub.faults else ""
         if fault == "down":
-            self.connection.close()
-            self.close_connection = True
+            self.drop()
         elif fault == "503":
             self.reply(503, {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}})
         elif fault in ("401", "500"):
@@ -149,13 +130,13 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(200, {"choices": [{"message": message, "finish_reason": "stop"}], "usage": self.usage(body)})
         else:
             self.hub.loaded.add(body["model"])
-            self.stream(self.events(body, fault), fault == "broken")
+            self.stream(map(encoded, self.lines(body, fault)), fault == "broken")
 
     def usage(self, body: dict[str, Any], share: float = 1.0) -> dict[str, int]:
         sent = sum(len(message["content"].encode()) for message in body["messages"]) / BYTES_PER_TOKEN
         return {"prompt_tokens": int(sent * share), "completion_tokens": 20}
 
-    def events(self, body: dict[str, Any], fault: str) -> Iterator[str]:
+    def lines(self, body: dict[str, Any], fault: str) -> Iterator[str]:
         """The lines of one streamed answer."""
 
         def chunk(content: str, reason: str | None = None) -> str:
@@ -176,28 +157,3 @@ class Handler(BaseHTTPRequestHandler):
         if "stream_options" in body:
             yield "data: " + json.dumps({"choices": [], "usage": self.usage(body, 0.5 if fault == "half" else 1.0)})
         yield "data: [DONE]"
-
-    def stream(self, events: Iterator[str], broken: bool) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-        try:
-            for event in events:
-                data = event[1:].encode() if event.startswith("\0") else event.encode() + b"\n\n"
-                self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
-                self.wfile.flush()
-                if broken:
-                    self.close_connection = True
-                    return
-            self.wfile.write(b"0\r\n\r\n")
-        except OSError:  # the client hung up
-            self.close_connection = True
-
-    def reply(self, status: int, content: Any) -> None:
-        data = content.encode() if isinstance(content, str) else json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "text/html" if isinstance(content, str) else "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)

@@ -5,7 +5,7 @@ import time
 
 import pytest
 from experiment import briefing, night
-from ollama_server import Page
+from loopback_server import Page
 from openai_server import OpenAIServer
 
 from lab.agents import openai_client

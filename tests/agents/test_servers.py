@@ -10,7 +10,8 @@ from checkout import Checkout
 from conftest import refusal
 from experiment import briefing
 from hub_reader import refused as fetch_refused
-from ollama_server import CODER, OllamaServer, Page
+from loopback_server import Page
+from ollama_server import CODER, OllamaServer
 from test_ollama import agent_for, sized
 
 from lab.agents.briefing import NoProposal
