@@ -292,11 +292,12 @@ def keys(report: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 
 def table(report: dict[str, dict[str, Any]]) -> str:
+    """One line for each number or text of each part."""
     lines = []
     for part, values in report.items():
         for key, value in values.items():
-            shown = f"{value:,.4g}" if isinstance(value, float) else value
-            lines.append(f"{part:8} {key:34} {shown}")
+            if not isinstance(value, dict):
+                lines.append(f"{part:16} {key:36} {f'{value:,.4g}' if isinstance(value, float) else value}")
     return "\n".join(lines)
 
 

@@ -322,15 +322,21 @@ def rows_of(path: Path, fold: str) -> Sequence[dict[str, str]]:
     return [row for row in read(path) if fold == "all" or int(row["trial"]) % 2 == (fold == "odd")]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def landscape_parser(doc: str) -> argparse.ArgumentParser:
+    """The options of every simulation on the landscape."""
+    parser = argparse.ArgumentParser(description=doc.split("\n")[0])
     parser.add_argument("--trials", type=Path, required=True, help="the landscape: a CSV file of real trials")
     parser.add_argument("--fold", choices=("all", "odd", "even"), default="all", help="trials with these numbers only")
-    parser.add_argument("--nights", type=int, default=50, help="nights of each driver (default %(default)s)")
+    parser.add_argument("--nights", type=int, default=50, help="of each kind (default %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("out"), help="output folder")
+    return parser
+
+
+def main() -> None:
+    parser = landscape_parser(__doc__)
     parser.add_argument("--experiments", type=int, default=300, help="of a night without noise (default %(default)s)")
     parser.add_argument("--noisy", type=int, default=100, help="of a night with noise (default %(default)s)")
     parser.add_argument("--only", default=",".join(DRIVERS), help="drivers, separated by commas")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("out"), help="output folder")
     options = parser.parse_args()
     rows = rows_of(options.trials, options.fold)
     surface, ranges, chosen = Landscape(rows), box(rows), options.only.split(",")

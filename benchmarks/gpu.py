@@ -33,7 +33,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.bench import HAS_BFLOAT16, Stepper  # noqa: E402
+from benchmarks.bench import HAS_BFLOAT16, Stepper, table  # noqa: E402
 from lab.errors import UserError, one_line  # noqa: E402
 from lab.files import write_atomic  # noqa: E402
 
@@ -307,15 +307,6 @@ def run(part: str, small: bool, seconds: float) -> dict[str, Any]:
     if child.returncode:
         return {"failed": one_line((said.strip().splitlines() or [f"status {child.returncode}"])[-1], 300)}
     return json.loads(printed.splitlines()[-1])
-
-
-def table(report: dict[str, dict[str, Any]]) -> str:
-    lines = []
-    for part, values in report.items():
-        for key, value in values.items():
-            if not isinstance(value, dict):
-                lines.append(f"{part:16} {key:36} {f'{value:,.4g}' if isinstance(value, float) else value}")
-    return "\n".join(lines)
 
 
 def main() -> None:

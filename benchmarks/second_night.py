@@ -9,7 +9,6 @@ the end (median); `lost`, how many experiments more the median night with the sh
 the median night without is after LATER; and `refused`, how many suggestions of the shuffled one were tried in vain.
 """
 
-import argparse
 import dataclasses
 import json
 import random
@@ -20,7 +19,7 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
-from drivers import Agent, Exact, rows_of, simulate  # noqa: E402
+from drivers import Agent, Exact, landscape_parser, rows_of, simulate  # noqa: E402
 from landscape import Landscape  # noqa: E402
 
 from lab.agents.search import Search  # noqa: E402
@@ -56,12 +55,8 @@ def until(values: np.ndarray, levels: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--trials", type=Path, required=True, help="the landscape: a CSV file of real trials")
-    parser.add_argument("--fold", choices=("all", "odd", "even"), default="all", help="trials with these numbers only")
-    parser.add_argument("--nights", type=int, default=50, help="(default %(default)s)")
+    parser = landscape_parser(__doc__)
     parser.add_argument("--experiments", type=int, default=50, help="of a night (default %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("out"), help="output folder")
     options = parser.parse_args()
     surface = Landscape(rows_of(options.trials, options.fold))
 
