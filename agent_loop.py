@@ -15,10 +15,9 @@ Importing this module has no effect.
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -31,31 +30,30 @@ from lab.agents.choose import choose_agent
 from lab.agents.compared import compared
 from lab.agents.external import External
 from lab.agents.search import Search
-from lab.agents.suggested import NAME, proposed
+from lab.agents.suggested import NAME, proposed, refuse_unfit
 from lab.errors import UserError, one_line
-from lab.files import ROOT, sealed, unsealed, write_atomic
+from lab.files import read_sealed, sealed, write_atomic
 from lab.interface.dashboard import dashboard, summary
 from lab.interface.options import agent_options, end_options, futility_option, night_options, tag_option, until_option
 from lab.interface.report import sample_stories, serve, write_report
-from lab.loop import confirm, futility, ledger, session
+from lab.loop import confirm, ledger, session
 from lab.loop.branch import Branch
-from lab.loop.history import Experiment, State, Step
+from lab.loop.history import Experiment, Step
 from lab.loop.journal import Journal
 from lab.loop.proposal import Proposal, check
 from lab.loop.session import NIGHTS, existing, held, latest_tag, open_night
 from lab.loop.source import Rejected, fingerprint, nodes
 from lab.loop.stop import Until, end_calmly, stopper
-from lab.loop.suggestions import Suggestion, Suggestions, ask_to_skip, read, skip_reason
+from lab.loop.suggestions import Suggestions, ask_to_skip, read, skip_reason
+from lab.loop.watch import Watch
 from lab.preset import from_dict
 from lab.show import QUIET, SEED, Given, examples, log, outlast_reader, silent, verbosity_options
 from lab.training.run import guarded
-from lab.trial.curve import read_curve
 from lab.trial.runner import Measured, Skipped
 
 REDRAWS = 2  # retries after a proposal failed its checks, before search proposes instead
 CONFIRM_SECONDS = 30.0  # of a run of the confirmation besides training
 CONFIRMED = ("status", "val_bpb", "test_bpb", "tokens", "speed", "pace", "memory_gb", "minutes", "reason")
-LOOK_SECONDS = 5.0  # between two looks at the curve of a run
 INVALID_RUNS = 3  # in a row: the experiment counts as a crash and the night continues
 
 
@@ -76,9 +74,7 @@ class Night:
     last: int | None = None  # number of the last experiment; None: not known
     deadline: Until | None = None  # when the night ends, its confirmation included
     suggestions: Suggestions | None = None  # of a person; None: not taken
-    futility: bool = False  # end runs that are nearly certain to lose
-    lost: float | None = None  # by how much the run that was ended was losing, bits per byte
-    looked: float = 0.0  # when the curve was last read
+    watch: Watch = field(default_factory=Watch)  # of runs that are nearly certain to lose
     memory: Sequence[ledger.Effect] = ()  # what other nights found
 
     def go(self, experiments: int | None, final: bool = True) -> str:
@@ -95,7 +91,7 @@ class Night:
             step = state.step()
             if step.action in ("run", "judge") and (reason := self.skip_reason()):
                 self.settle("skip", reason)
-            elif self.lost is not None:
+            elif self.watch.lost is not None:
                 self.give_up(step)
             elif step.action == "propose":
                 done = "done" if last is not None and len(state.experiments) > last else ""
@@ -106,7 +102,7 @@ class Night:
             elif step.action == "run":
                 with suppress(Skipped):
                     self.run(step)
-                    self.lost = None  # it had just ended by itself
+                    self.watch.lost = None  # it had just ended by itself
             elif step.action == "judge":
                 self.judge()
             else:
@@ -202,28 +198,14 @@ class Night:
         return skip_reason(self.folder, now.id) if now and not now.baseline else ""
 
     def losing(self) -> bool:
-        """Whether the run that trains now is nearly certain to lose, looked at every few seconds."""
-        now, step, run_dir = self.journal.state.pending, self.journal.state.step(), self.runner.phase.run_dir
-        if not self.futility or not run_dir or not now or now.results or step.who == "incumbent":
-            return False
-        best = self.journal.state.incumbent
-        if time.monotonic() < self.looked + LOOK_SECONDS or not best or step.seed not in best.names:
-            return False
-        self.looked = time.monotonic()
-        changed = {*(now.edit or {}).get("values", {}), *(now.edit or {}).get("definitions", ())}
-        if not changed or not futility.comparable(changed, self.branch.source(now.commit)):
-            return False
-        whole = read_curve(self.folder / "runs" / best.names[step.seed] / "steps.jsonl")
-        self.lost = futility.gap(read_curve(run_dir / "steps.jsonl"), whole)
-        if self.lost is not None:  # from nats per token of training text to bits per byte
-            self.lost *= best.val_bpb / float(whole.loss[-len(whole.loss) // 10 :].mean())
-        return self.lost is not None
+        return self.watch.losing(self.journal.state, self.branch, self.folder / "runs", self.runner.phase.run_dir)
 
     def give_up(self, step: Step) -> None:
         """Discard the experiment whose run was ended."""
-        reason = f"its run was ended early: at equal tokens its loss was {self.lost:.3f} bpb above the incumbent's"
-        self.journal.record("hopeless", id=step.id, run=step.run, delta=self.lost, reason=reason)
-        self.lost = None
+        lost = self.watch.lost
+        reason = f"its run was ended early: at equal tokens its loss was {lost:.3f} bpb above the incumbent's"
+        self.journal.record("hopeless", id=step.id, run=step.run, delta=lost, reason=reason)
+        self.watch.lost = None
         self.closed(self.journal.state.experiments[step.id], reason)
 
     def run(self, step: Step) -> None:
@@ -307,7 +289,7 @@ class Night:
     def kept_result(self, name: str, measure: Callable[[], Any]) -> dict[str, Any]:
         """The result of a run; one that a kill left unrecorded is taken over."""
         kept = self.folder / "results" / f"{name}.json"
-        if not (result := unrecorded(kept)):
+        if not (result := read_sealed(kept)):
             result = vars(measure())
             kept.parent.mkdir(exist_ok=True)
             write_atomic(kept, json.dumps(sealed(result)))
@@ -336,25 +318,6 @@ class Night:
         ledger.record(self.folder, *where(self.runner.settings), self.journal.state.experiments)
         if self.agent:
             self.agent.tell(Proposal("", done.hypothesis, done.agent, done.edit), outcome(done))
-
-
-def applied(suggestion: Suggestion, folder: Path, state: State) -> None:
-    """Raise UserError, while the person still looks, for a suggestion that the incumbent of now cannot take."""
-    settings = session.night_settings(folder, None, None)
-    base = Branch(ROOT, folder / "worktree", f"autoresearch/{folder.name}").source(state.incumbent.commit)
-    briefing = brief(state, settings, base)
-    try:
-        check(proposed(suggestion, briefing, Search()).source, base, state.tried.keys(), briefing.settings)
-    except Rejected as reason:
-        raise UserError(f"{suggestion.text}: {reason}") from None
-
-
-def unrecorded(path: Path) -> dict[str, Any]:
-    """The result of a run that a kill left unrecorded; {} without one that is whole."""
-    try:
-        return unsealed(json.loads(path.read_bytes()))
-    except (OSError, ValueError, AttributeError):
-        return {}
 
 
 @click.group(help="Run a night of experiments, try a change of your own, and see the results.")
@@ -388,7 +351,7 @@ def run(kind: str, model: str, base_url: str, cli: str, llm_share: float, max_ex
         parts = open_night(folder, verbosity=verbosity, **options)
         night = Night(folder, *parts, rigor, agent, log_line, stopper(deadline, log_line), deadline=deadline)
         night.memory = ledger.others(folder)
-        night.suggestions, night.futility = Suggestions(folder), futility
+        night.suggestions, night.watch = Suggestions(folder), Watch(futility)
         task = task_line(night.runner.settings)
         log_line(f"night {folder.name}: agent {agent.name}, sandbox {night.runner.sandbox}, {task}")
         try:
@@ -470,7 +433,7 @@ def suggest(tag: str | None, suggestion: str) -> None:
     folder, suggested = NIGHTS / existing(tag), read(os.fsencode(suggestion).decode(errors="replace"))
     state = Journal(folder).state
     if suggested.form != "words" and state.incumbent:
-        applied(suggested, folder, state)
+        refuse_unfit(suggested, state, folder)
     Suggestions(folder).add(suggested)
     when = "next" if session.running(folder) else "when the night is resumed"
     print(f"night {folder.name}: {suggested.text}: {suggested.form}, taken {when}")

@@ -126,6 +126,14 @@ def unsealed(record: dict[str, Any]) -> dict[str, Any]:
     return rest
 
 
+def read_sealed(path: Path) -> dict[str, Any]:
+    """The record of a JSON file; {} without one that is whole."""
+    try:
+        return unsealed(json.loads(path.read_bytes()))
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
 def _without_check(record: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key != "check"}
 

@@ -10,12 +10,16 @@ from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from lab.agents.briefing import Agent, Briefing, NoProposal
+from lab.agents.briefing import Agent, Briefing, NoProposal, brief
 from lab.agents.hybrid import Hybrid
 from lab.agents.search import Search
 from lab.errors import UserError, one_line
+from lab.files import ROOT
 from lab.loop import git, ideas
-from lab.loop.proposal import Proposal, describe
+from lab.loop.branch import Branch
+from lab.loop.history import State
+from lab.loop.proposal import Proposal, check, describe
+from lab.loop.session import night_settings
 from lab.loop.source import Rejected, constants, set_constant
 from lab.loop.space import coerce
 from lab.loop.suggestions import HUNK, Suggestion, assignments
@@ -33,6 +37,17 @@ def proposed(suggestion: Suggestion, briefing: Briefing, agent: Agent) -> Propos
     source = APPLIED[suggestion.form](suggestion, briefing)
     why = "suggested" if suggestion.form in ("constants", "idea") else f"suggested: {suggestion.text}"
     return Proposal(source, why, NAME, describe(source, briefing.source, briefing.settings, briefing.ideas))
+
+
+def refuse_unfit(suggestion: Suggestion, state: State, folder: Path) -> None:
+    """Raise UserError, while the person still looks, for a suggestion that the incumbent of now cannot take."""
+    settings = night_settings(folder, None, None)
+    base = Branch(ROOT, folder / "worktree", f"autoresearch/{folder.name}").source(state.incumbent.commit)
+    briefing = brief(state, settings, base)
+    try:
+        check(proposed(suggestion, briefing, Search()).source, base, state.tried.keys(), briefing.settings)
+    except Rejected as reason:
+        raise UserError(f"{suggestion.text}: {reason}") from None
 
 
 def _reader(agent: Agent) -> Agent:

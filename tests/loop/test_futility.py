@@ -9,6 +9,7 @@ import simulated
 from conftest import ROOT
 
 from lab.agents.search import Search
+from lab.loop import watch
 from lab.loop.futility import EARLIEST, comparable, gap
 from lab.loop.journal import Journal, read
 from lab.loop.proposal import Proposal, describe
@@ -112,11 +113,9 @@ class Once:
 
 @pytest.fixture
 def night(tmp_path, monkeypatch):
-    import agent_loop
-
-    monkeypatch.setattr(agent_loop, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(watch, "LOOK_SECONDS", 0.0)
     night = simulated.begin(tmp_path)
-    night.runner, night.futility = Bench(night.folder, 0.5), True
+    night.runner, night.watch.on = Bench(night.folder, 0.5), True
     return night
 
 
@@ -140,7 +139,7 @@ def test_a_losing_run_is_ended_and_its_experiment_discarded(night):
 @pytest.mark.parametrize("kind", ["rates", "off"])
 def test_other_changes_are_trained_to_the_end(night, kind):
     night.agent = Once("MATRIX_LR", 0.033) if kind == "rates" else Once("MLP_RATIO", 3)
-    night.futility = kind != "off"
+    night.watch.on = kind != "off"
     night.go(1)
     assert night.runner.steps["e0001-r1"] == STEPS
     assert night.journal.state.experiments[1].results

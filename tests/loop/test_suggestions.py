@@ -334,7 +334,7 @@ def commands(quiet, monkeypatch, capsys):
     """`agent_loop.py ARGUMENTS` on the quiet night, in this process; returns what it printed."""
     monkeypatch.setattr(agent_loop, "NIGHTS", quiet.folder.parent)
     monkeypatch.setattr("lab.loop.session.NIGHTS", quiet.folder.parent)
-    monkeypatch.setattr(agent_loop, "ROOT", quiet.branch.repository)
+    monkeypatch.setattr("lab.agents.suggested.ROOT", quiet.branch.repository)
     settings = {"preset": quiet.runner.settings["preset"], "minutes": 5.0, "prepared": "p"}
     (quiet.folder / "settings.json").write_text(json.dumps(settings))
 
