@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from loopback_server import Page
 
 from lab.data import stories
 
@@ -116,3 +117,17 @@ def prepared(prepared_once: Path, cache: Path) -> Path:
     folder = Path(json.loads(current.read_text())["prepared"].replace(str(prepared_once), str(cache)))
     edit(current, prepared=str(folder))
     return folder
+
+
+@pytest.fixture
+def page():
+    """Starts other programs on ports of their own; see Page."""
+    pages = []
+
+    def start(*arguments) -> Page:
+        pages.append(Page(*arguments))
+        return pages[-1]
+
+    yield start
+    for each in pages:
+        each.stop()

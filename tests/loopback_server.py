@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
 BYTES_PER_TOKEN = 3.6
+LOGIN = "<html><head><title>Sign in to the model proxy</title></head></html>"
 
 
 class LoopbackServer:
