@@ -5,6 +5,8 @@
 pairs.csv   one row a run of a fixed number of steps: code, kind (base, constant, structure), seed, val_bpb
 pace.csv    one row a run of five minutes of the same code and seed: tokens, val_bpb, speed measured from outside, and
             how long another program ran beside it (seconds; 0 for none)
+slope.csv   one row a run of one minute, at a varying speed of the machine, of codes that differ in Adam's epsilon only:
+            code, seed, tokens, val_bpb, speed
 curves.csv  one row a run, those of pairs.csv and others with larger changes: code, model (1 if only the model was
             changed), seed, val_bpb, seconds of training, and for each step its tokens (in units of 1,024) and its loss
 
@@ -76,6 +78,18 @@ def pace(path: Path) -> dict[str, float]:
     }
 
 
+def short(path: Path) -> dict[str, float]:
+    """The slope of val_bpb on log(tokens) among runs of the same seed, as a share of val_bpb, and its noise."""
+    found, groups = rows(path), defaultdict(list)
+    for row in found:
+        groups[row["seed"]].append((np.log(float(row["tokens"])), float(row["val_bpb"])))
+    x, y = np.concatenate([np.array(group) - np.mean(group, axis=0) for group in groups.values()]).T
+    slope = (x @ y) / (x @ x)
+    noise = sqrt(((y - slope * x) ** 2).sum() / (len(found) - len(groups) - 1))
+    level = fmean(float(row["val_bpb"]) for row in found)
+    return {"short runs": len(found), "short slope, share": float(slope) / level, "short noise": noise}
+
+
 def futility(path: Path) -> dict[str, float]:
     """Every run replayed against the base with the same seed: the share of training that is saved, and the winners that
     are ended."""
@@ -111,7 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=DATA)
     data = parser.parse_args().data
-    for name, figures in (("pairs", pairs), ("pace", pace), ("curves", futility)):
+    for name, figures in (("pairs", pairs), ("pace", pace), ("slope", short), ("curves", futility)):
         print(name)
         for what, value in figures(data / f"{name}.csv").items():
             print(f"  {what}: {value:.4g}")

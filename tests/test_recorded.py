@@ -20,6 +20,7 @@ def test_the_figures_of_the_docs_follow_from_the_recorded_runs():
         ("winners", "none of the {:.0f} runs that won"),
     ):  # fmt: skip
         assert shown.format(found[name]) in text, name
+    assert f"{found['short slope, share']:.2f} with half a million" in text
     assert f"error of {100 * found['tokens by the speed, error']:.1f} %" in text
     assert f"saves {100 * found['saved']:.0f} % of the training" in text
     assert found["winners ended"] == 0

@@ -15,8 +15,8 @@ more, from which it estimates the effects of the seeds. Its priors, as shares of
   prior with sd DOUBT, which weighs as much as two degrees of freedom. Differences scatter more where the effect is
   beyond SMALL (0.0066 at an effect of 0.074): their noise grows in proportion, so they are not used to estimate the
   noise of small ones.
-- The slope is SLOPE +- SLOPE_SD. At val_bpb 0.82, -0.078 and -0.124 of it were measured (width 192 on two cores, width
-  128 on one); the scaling rule of presets says -0.11.
+- The slope is SLOPE +- SLOPE_SD: it is steeper the fewer tokens a run gets. Measured, as a share of val_bpb: -0.078 and
+  -0.124 with 2 million, -0.24 with half a million (docs/recorded). The night's own runs narrow it down.
 - A kept change was selected for a good result (winner's curse). So each incumbent has a normal prior centred on the
   code that it changes, as wide as its effect and at least KEPT.
 
@@ -33,7 +33,8 @@ against a gain of GAIN pair sds bounds t from both sides (`bounds`):
   incumbent with one that the candidate has, or both with a new one.
 
 The baseline runs with BASELINE_RUNS seeds. A kept change runs with FRESH new seeds before the next candidate, because
-these did not select it; with fewer when few experiments remain. First runs of candidates take turns over the seeds
+these did not select it; with fewer when few experiments remain, and with none if it is better than its parent by more
+than CLEAR errors, because luck did not select that. First runs of candidates take turns over the seeds
 that were not part of a selection: one lucky run of the incumbent would hide every gain.
 
 The constants of the rule come from simulation over some 50 settings (benchmarks/verdict.py measures the chosen ones):
@@ -56,7 +57,7 @@ import numpy as np
 SEED = 0.0075  # sd of a run with another seed, share of val_bpb
 PAIR = 0.0018  # sd of a difference at the same seed, share of val_bpb
 DOUBT = 0.5  # sd of the logarithm of either: weighs 1 / (2 * DOUBT^2) = 2 degrees of freedom
-SLOPE, SLOPE_SD = -0.1, 0.025  # val_bpb on log(pace), share of val_bpb
+SLOPE, SLOPE_SD = -0.15, 0.08  # val_bpb on log(pace), share of val_bpb
 SMALL = 0.01  # largest effect of a code whose runs estimate the noise of pairs, share of val_bpb
 KEPT = 0.002  # least sd of an incumbent's prior around the code that it changes, share of val_bpb
 FLAT = 1e-4  # prior precision of the codes, practically none, 1 / bpb^2
@@ -66,8 +67,9 @@ KEEP, DISCARD = 1.85, -1.0  # log-likelihood ratios that end it
 WORSE = 3.0  # errors by which a candidate is worse: then no gain is left to look for, small or large
 LEAST = 1.65  # standard normal quantile that a gain must always exceed
 CANDIDATE_RUNS = 8  # at most
-BASELINE_RUNS = 6  # with different seeds, before the first proposal
+BASELINE_RUNS = 3  # with different seeds, before the first proposal
 FRESH = 7  # runs of a kept change with seeds that did not select it
+CLEAR = 4.0  # errors by which it is better than its parent and needs none
 PAIRS = 2  # least number of shared seeds to keep a change
 CONTROLS = 2  # of them that the incumbent repeats before a change is kept
 
@@ -159,7 +161,8 @@ def decide(
     fit = Fit([code for code in codes if code.runs], incumbent)
     standing = fit.difference(incumbent, min([incumbent, *others], key=lambda code: code.id))[0]
     if not candidate.runs:
-        who, seed, reason = _first(candidate, incumbent, new_seed, rigor == "full" and remeasure, to_come)
+        remeasure = remeasure and rigor == "full" and not _clear(fit, incumbent, others)
+        who, seed, reason = _first(candidate, incumbent, new_seed, remeasure, to_come)
         return Decision("again", 0.0, 0.0, fit.sigma, fit.pair, reason, who, seed, standing=standing)
     delta, error = fit.difference(candidate, incumbent)
     if rigor == "none":
@@ -184,6 +187,13 @@ def _baseline(candidate: Code, rigor: Rigor, new_seed: int, to_come: int | None)
     fit = Fit([candidate], candidate)
     error = fit.sigma / sqrt(len(candidate.runs))
     return Decision("keep" if done else "again", 0.0, error, fit.sigma, fit.pair, reason, seed=new_seed)
+
+
+def _clear(fit: "Fit", incumbent: Code, others: Sequence[Code]) -> bool:
+    """Whether it is better than its parent by more than luck could select."""
+    parent = next((code for code in others if code.id == incumbent.parent), None)
+    delta, error = fit.difference(incumbent, parent) if parent else (0.0, 0.0)
+    return delta < -CLEAR * error
 
 
 def _first(

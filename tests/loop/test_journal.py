@@ -117,7 +117,7 @@ def _judged(journal, gain, pace=None):
 def test_a_kept_change_brings_its_runs_along_and_runs_with_new_seeds_before_the_next(tmp_path):
     journal = _started(tmp_path)
     assert [r["seed"] for r in _judged(journal, 0.0)] == list(range(1, BASELINE_RUNS + 1))
-    runs = _judged(journal, 0.02)
+    runs = _judged(journal, 0.0025)
     best = journal.state.incumbent
     assert (best.id, best.status, best.selected) == (1, "keep", len(best.results))
     assert [run.seed for run in best.results] == [r["seed"] for r in runs if r["who"] == "candidate"]
@@ -125,7 +125,7 @@ def test_a_kept_change_brings_its_runs_along_and_runs_with_new_seeds_before_the_
     assert [r["who"] for r in later] == ["incumbent"] * FRESH + ["candidate"]
     assert {r["seed"] for r in later[:-1]}.isdisjoint(range(1, BASELINE_RUNS + 1))
     assert later[-1]["seed"] in {r["seed"] for r in later[:-1]}
-    assert best.val_bpb == pytest.approx(journal.state.baseline.val_bpb - 0.02, abs=0.001)
+    assert best.val_bpb == pytest.approx(journal.state.baseline.val_bpb - 0.0025, abs=0.001)
     _same(Journal(tmp_path).state, journal.state)
 
 
@@ -186,7 +186,7 @@ def test_an_invalid_run_is_repeated_and_a_crash_settles(tmp_path):
 def test_an_incumbent_that_crashes_is_not_measured_again_for_this_experiment(tmp_path):
     journal = _started(tmp_path)
     _judged(journal, 0.0)
-    _judged(journal, 0.02)
+    _judged(journal, 0.0025)
     _propose(journal)
     assert _judge(journal, "full").who == "incumbent"
     _run(journal, status="crash")
