@@ -12,9 +12,7 @@ autoresearch/TAG, the only place where train.py changes), runs/ and settings.jso
 Importing this module has no effect.
 """
 
-import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -24,36 +22,30 @@ from typing import Any
 
 import click
 
-from lab.agents.briefing import Agent, Briefing, NoProposal, brief, outcome, task_line, where
+from lab.agents.briefing import Agent, outcome, task_line, where
 from lab.agents.bundle import screened
 from lab.agents.choose import choose_agent
-from lab.agents.compared import compared
 from lab.agents.external import External
-from lab.agents.search import Search
-from lab.agents.suggested import NAME, proposed, refuse_unfit
-from lab.errors import UserError, one_line
+from lab.agents.propose import propose
+from lab.errors import UserError
 from lab.files import read_sealed, sealed, write_atomic
+from lab.interface.commands import COMMANDS
 from lab.interface.dashboard import dashboard, summary
 from lab.interface.options import agent_options, end_options, futility_option, night_options, tag_option, until_option
-from lab.interface.report import sample_stories, serve, write_report
 from lab.loop import confirm, ledger, session
 from lab.loop.branch import Branch
+from lab.loop.confirm_runs import confirm_winner, time_to_confirm
 from lab.loop.history import Experiment, Step
 from lab.loop.journal import Journal
-from lab.loop.proposal import Proposal, check
-from lab.loop.session import NIGHTS, existing, held, latest_tag, open_night
-from lab.loop.source import Rejected, fingerprint, nodes
+from lab.loop.proposal import Proposal
 from lab.loop.stop import Until, end_calmly, stopper
-from lab.loop.suggestions import Suggestions, ask_to_skip, read, skip_reason
+from lab.loop.suggestions import Suggestions, skip_reason
 from lab.loop.watch import Watch
 from lab.preset import from_dict
-from lab.show import QUIET, SEED, Given, examples, log, outlast_reader, silent, verbosity_options
+from lab.show import QUIET, Given, examples, in_utf8, log, outlast_reader, silent, verbosity_options
 from lab.training.run import guarded
-from lab.trial.runner import Measured, Skipped
+from lab.trial.runner import Skipped
 
-REDRAWS = 2  # retries after a proposal failed its checks, before search proposes instead
-CONFIRM_SECONDS = 30.0  # of a run of the confirmation besides training
-CONFIRMED = ("status", "val_bpb", "test_bpb", "tokens", "speed", "pace", "memory_gb", "minutes", "reason")
 INVALID_RUNS = 3  # in a row: the experiment counts as a crash and the night continues
 
 
@@ -95,9 +87,9 @@ class Night:
                 self.give_up(step)
             elif step.action == "propose":
                 done = "done" if last is not None and len(state.experiments) > last else ""
-                if reason := self.stop() or done or self.time_to_confirm():
+                if reason := self.stop() or done or time_to_confirm(self):
                     return reason
-                if not self.propose():
+                if not propose(self):
                     return "no agent has a proposal left"
             elif step.action == "run":
                 with suppress(Skipped):
@@ -112,85 +104,6 @@ class Night:
     def settings(self) -> dict[str, Any]:
         """The values of SETTINGS in train.py."""
         return from_dict(self.runner.settings["preset"]).settings()
-
-    def propose(self) -> bool:
-        """Get a proposal that passes its checks and commit it. False when no agent has one."""
-        base = self.branch.source(self.journal.state.head())
-        if not self.journal.state.incumbent:
-            return self.commit(Proposal(base, "baseline", "none"))
-        return self.suggested(base) or self.drawn(base)
-
-    def suggested(self, base: str) -> bool:
-        """Commit the first suggestion that passes its checks, and refuse those before it. False without one."""
-        taken, committed = self.journal.state.suggestions, False
-        while self.suggestions:
-            self.suggestions.settle(taken)
-            if committed or not (waiting := self.suggestions.waiting(taken)):
-                break
-            suggestion = waiting[0]
-            proposal = Proposal("", f"suggested: {suggestion.text}", NAME)
-            try:
-                proposal = proposed(suggestion, self.briefing(base), self.agent)
-                self.admit(proposal, base)
-            except (NoProposal, Rejected) as reason:
-                self.log(f"suggestion refused: {suggestion.text}: {reason}")
-                self.refuse(proposal, str(reason), suggestion=suggestion.name)
-            else:
-                committed = self.commit(proposal, suggestion=suggestion.name)
-        return committed
-
-    def briefing(self, base: str, *tries: Any) -> Briefing:
-        measured = compared(self.folder, self.journal.state)
-        return brief(self.journal.state, self.runner.settings, base, *tries, measured=measured, memory=self.memory)
-
-    def drawn(self, base: str) -> bool:
-        """Commit the first proposal of the agent that passes its checks. False when no agent has one."""
-        refused, refused_source = "", ""
-        for attempt in range(2 * (1 + REDRAWS)):
-            self.idea, proposal = "", None
-            agent = self.agent if attempt <= REDRAWS else Search()
-            try:
-                proposal = agent.propose(self.briefing(base, attempt, refused, refused_source))
-                self.admit(proposal, base)
-            except NoProposal as reason:
-                self.log(f"no proposal: {reason}")
-            except Rejected as reason:
-                self.log(f"refused: {reason}")
-                refused, refused_source = str(reason), proposal.source if proposal else ""
-                if proposal:
-                    self.refuse(proposal, str(reason))
-            else:
-                return self.commit(proposal)
-        return False
-
-    def admit(self, proposal: Proposal, base: str) -> None:
-        """Raise Rejected unless the proposal passes its checks and its preflight."""
-        state = self.journal.state
-        check(proposal.source, base, state.tried.keys(), self.settings)
-        self.idea = f"{proposal.title} ({proposal.agent})"
-        self.log(f"experiment {len(state.experiments)}: {self.idea}; preflight")
-        if reason := self.runner.preflight(proposal.source):
-            raise Rejected(f"preflight: {reason}")
-
-    def refuse(self, proposal: Proposal, reason: str, **more: str) -> None:
-        try:
-            mark = fingerprint(proposal.source, self.settings) if proposal.source else ""
-        except Rejected:
-            mark = ""
-        self.journal.record("refused", fingerprint=mark, reason=reason, **proposal.record, **more)
-
-    def commit(self, proposal: Proposal, **more: str) -> bool:
-        """Commit first, then write the journal. After a kill between the two, the next step moves the branch back."""
-        state = self.journal.state
-        number, commit, source = len(state.experiments), state.head(), proposal.source
-        if state.incumbent:
-            commit = self.branch.commit(source, f"experiment {number}: {proposal.title}")
-        elif reason := self.runner.preflight(source):
-            raise UserError(f"the baseline fails its preflight: {reason}")
-        marks = {"fingerprint": fingerprint(source, self.settings), "nodes": nodes(source, self.settings)}
-        marks["source"] = hashlib.sha256(source.encode()).hexdigest()
-        self.journal.record("proposal", id=number, commit=commit, **proposal.record, **marks, **more)
-        return True
 
     def skip_reason(self) -> str:
         """Why a person ends the experiment at hand; "" if nobody does. The baseline cannot be skipped."""
@@ -244,44 +157,6 @@ class Night:
         self.runner.first_speed = state.speed
         return self.runner.run(name, source, seed, **options)
 
-    @property
-    def run_seconds(self) -> float:
-        return 60 * self.runner.settings["minutes"] + CONFIRM_SECONDS
-
-    def time_to_confirm(self) -> str:
-        """A reason to end the experiments: the time until the deadline is just enough to confirm what was kept."""
-        needed = confirm.runs_left(self.journal.state) * self.run_seconds
-        return "time to confirm the winner" if self.deadline and self.deadline.seconds < needed else ""
-
-    def confirm_winner(self) -> str:
-        """Run the winner and the baseline with new seeds, then the winner without each change; return why it ended."""
-        while trial := confirm.next_trial(self.journal.state):
-            late = self.deadline and self.deadline.seconds < self.run_seconds
-            if reason := self.stop() or ("end time reached" if late else ""):
-                return reason
-            name = f"{trial.name}-r{confirm.attempts(self.journal.state, trial) + 1}"
-            result = self.kept_result(name, lambda trial=trial, name=name: self.confirmation(trial, name))
-            fields = {key: result.get(key) for key in CONFIRMED}
-            self.journal.record("confirmation", **trial._asdict(), run=name, **fields)
-            self.log_run(name, result)
-        return "done"
-
-    def confirmation(self, trial: confirm.Trial, name: str) -> Any:
-        """One run of the confirmation."""
-        state = self.journal.state
-        chosen = state.experiments[trial.id]
-        source, what = self.branch.source(chosen.commit), chosen.title
-        if trial.without is not None:
-            change = state.experiments[trial.without]
-            what = f"without {change.title}"
-            known = confirm.without_values(source, change.edit or {}, self.settings)
-            try:
-                source = known or self.branch.taken_back(source, change.commit)
-            except UserError as reason:
-                return Measured("crash", None, 0.0, 0.0, f"cannot be taken back alone: {reason}")
-        self.log(f"run {name}, seed {trial.seed}: {what}")
-        return self.train(name, source, trial.seed, test=True)
-
     def log_run(self, name: str, result: dict[str, Any]) -> None:
         number = f"val_bpb {result['val_bpb']:.6f}" if result["status"] == "ok" else result["reason"]
         self.log(f"run {name}: {result['status']}, {number}, {result['minutes']:.1f} min")
@@ -320,7 +195,7 @@ class Night:
             self.agent.tell(Proposal("", done.hypothesis, done.agent, done.edit), outcome(done))
 
 
-@click.group(help="Run a night of experiments, try a change of your own, and see the results.")
+@click.group(commands=COMMANDS, help="Run a night of experiments, try a change of your own, and see the results.")
 def command() -> None:
     outlast_reader()
     end_calmly()
@@ -342,13 +217,13 @@ def command() -> None:
 def run(kind: str, model: str, base_url: str, cli: str, llm_share: float, max_experiments: int | None,
         until: datetime | None, tag: str | None, verbosity: int, rigor: str, futility: bool,
         **options: Any) -> None:  # fmt: skip
-    folder = NIGHTS / (tag or session.tonight(NIGHTS, datetime.now()))
+    folder = session.NIGHTS / (tag or session.tonight(session.NIGHTS, datetime.now()))
     deadline = Until(until.time()) if until else None
     log_line = log if verbosity > QUIET else silent
     agent = choose_agent(kind, model, cli, llm_share, log_line, base_url)
-    with held(folder):
+    with session.held(folder):
         session.stay_awake()
-        parts = open_night(folder, verbosity=verbosity, **options)
+        parts = session.open_night(folder, verbosity=verbosity, **options)
         night = Night(folder, *parts, rigor, agent, log_line, stopper(deadline, log_line), deadline=deadline)
         night.memory = ledger.others(folder)
         night.suggestions, night.watch = Suggestions(folder), Watch(futility)
@@ -359,9 +234,9 @@ def run(kind: str, model: str, base_url: str, cli: str, llm_share: float, max_ex
                 ended = night.go(max_experiments)
                 log_line(f"ended: {ended}")
                 if deadline and not night.stop():
-                    log_line(f"confirmation: {night.confirm_winner()}")
+                    log_line(f"confirmation: {confirm_winner(night)}")
         finally:
-            print(summary(night))
+            print(summary(folder, night.journal.state))
             print(f"{folder}/results.tsv; resume with: python agent_loop.py run --tag {folder.name}")
 
 
@@ -374,11 +249,11 @@ def run(kind: str, model: str, base_url: str, cli: str, llm_share: float, max_ex
 @tag_option("the latest")
 @night_options
 def try_command(message: str, tag: str | None, rigor: str, **options: Any) -> None:
-    folder, message = NIGHTS / (tag or latest_tag()), os.fsencode(message).decode(errors="replace")  # in a C locale too
+    folder, message = session.NIGHTS / (tag or session.latest_tag()), in_utf8(message)
     edited_file = folder / "worktree" / "train.py"
-    with held(folder):
+    with session.held(folder):
         edited = session.read_edit(edited_file)
-        night = Night(folder, *open_night(folder, **options), rigor)
+        night = Night(folder, *session.open_night(folder, **options), rigor)
         try:
             night.go(0)  # the baseline, and anything a kill left unfinished
             if edited in (None, night.branch.source(night.journal.state.head())):
@@ -392,7 +267,7 @@ def try_command(message: str, tag: str | None, rigor: str, **options: Any) -> No
             raise
         done = night.journal.state.experiments[-1]
         print(f"{done.status}: {done.reason or done.title}")
-        print(summary(night))
+        print(summary(folder, night.journal.state))
 
 
 @command.command(
@@ -404,104 +279,18 @@ def try_command(message: str, tag: str | None, rigor: str, **options: Any) -> No
 @until_option
 @verbosity_options("Print only the summary and errors.", "Also print the output of preflight, training and scorer.")
 def confirm_command(tag: str | None, until: datetime | None, verbosity: int) -> None:
-    folder = NIGHTS / existing(tag)
+    folder = session.NIGHTS / session.existing(tag)
     deadline, log_line = Until(until.time()) if until else None, log if verbosity > QUIET else silent
-    with held(folder):
+    with session.held(folder):
         session.stay_awake()
-        parts = open_night(folder, preset=None, minutes=None, sandbox="auto", verbosity=verbosity)
+        parts = session.open_night(folder, preset=None, minutes=None, sandbox="auto", verbosity=verbosity)
         night = Night(folder, *parts, "full", None, log_line, stopper(deadline, log_line), deadline=deadline)
         if not confirm.kept_changes(night.journal.state):
             raise UserError(f"night {folder.name} has kept no change, so there is nothing to confirm")
         with dashboard(night, deadline, verbosity):
-            ended = night.confirm_winner()
+            ended = confirm_winner(night)
         log_line(f"ended: {ended}")
-        print(summary(night))
-
-
-@command.command(
-    help="Suggest the next experiment of a night, running or not: constants, an idea, a patch, a train.py, or words "
-    "for its model. It is taken next, and judged like any other.",
-    epilog=examples(
-        "agent_loop.py suggest 'MATRIX_LR=0.03 DEPTH=3'",
-        "agent_loop.py suggest wider.patch --tag nov22",
-        "agent_loop.py suggest 'try a longer warm-down' --tag nov22",
-    ),
-)
-@tag_option("the latest")
-@click.argument("suggestion")
-def suggest(tag: str | None, suggestion: str) -> None:
-    folder, suggested = NIGHTS / existing(tag), read(os.fsencode(suggestion).decode(errors="replace"))
-    state = Journal(folder).state
-    if suggested.form != "words" and state.incumbent:
-        refuse_unfit(suggested, state, folder)
-    Suggestions(folder).add(suggested)
-    when = "next" if session.running(folder) else "when the night is resumed"
-    print(f"night {folder.name}: {suggested.text}: {suggested.form}, taken {when}")
-
-
-@command.command(
-    help="End the experiment at hand of a night: it is discarded, and the night continues with the next one.",
-    epilog=examples("agent_loop.py skip --tag nov22 -m 'worse from the first minute'"),
-)
-@click.option("-m", "--message", default="", help="Why, in one line.")
-@tag_option("the latest")
-def skip(tag: str | None, message: str) -> None:
-    folder = NIGHTS / existing(tag)
-    now = Journal(folder).state.pending
-    if not now:
-        raise UserError(f"night {folder.name} has no experiment at hand; `agent_loop.py status` shows its state")
-    if now.baseline:
-        raise UserError(f"experiment {now.id} is the baseline, which every night needs; stop the night with Ctrl-C")
-    message = one_line(os.fsencode(message).decode(errors="replace"))
-    ask_to_skip(folder, now.id, f"skipped: {message}" if message else "skipped")
-    when = "now" if session.running(folder) else "when the night is resumed"
-    print(f"night {folder.name}: experiment {now.id} ({now.title}) ends {when}")
-
-
-@command.command(help="Show the results of a night so far.", epilog=examples("agent_loop.py status --tag nov22"))
-@tag_option("the latest")
-def status(tag: str | None) -> None:
-    folder = NIGHTS / existing(tag)
-    print(summary(Night(folder, None, Journal(folder), None, "full")))
-
-
-@command.command(
-    help="Train and score experiment NUMBER of a night again, with a new seed.",
-    epilog=examples("agent_loop.py replay 12 --seed 7"),
-)
-@tag_option("the latest")
-@click.argument("number", type=click.IntRange(min=0))
-@click.option("--seed", type=SEED, default=1000, show_default=True, help="Seed of the run.")
-def replay(tag: str | None, number: int, seed: int) -> None:
-    folder = NIGHTS / existing(tag)
-    with held(folder):
-        branch, journal, runner = open_night(folder, preset=None, minutes=None, sandbox="auto")
-        if number >= len(journal.state.experiments):
-            last = len(journal.state.experiments) - 1
-            raise UserError(f"{folder.name} has no experiment {number}; the last is {last}")
-        chosen = journal.state.experiments[number]
-        source = branch.source(chosen.commit)
-        runner.preflight(source)
-        result = runner.run(f"replay-{number}-{seed}", source, seed)
-        known = ", ".join(f"{value:.6f}" for value in chosen.values) or "none"
-        print(f"experiment {number}: {chosen.title}\nnow: {result.val_bpb} ({result.status}); before: {known}")
-
-
-@command.command(
-    "report",
-    help="Write report.html and progress.png for a night, finished or not.",
-    epilog=examples("agent_loop.py report --tag nov22 --watch"),
-)
-@tag_option("the latest")
-@click.option("--stories/--no-stories", default=True, help="Sample stories from baseline and best (half a minute).")
-@click.option("--watch", is_flag=True, help="Serve the report on 127.0.0.1 and refresh it every minute, until Ctrl-C.")
-@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="For --watch; 0: any.")
-def report_command(tag: str | None, stories: bool, watch: bool, port: int) -> None:
-    folder = NIGHTS / existing(tag)
-    if watch:
-        return serve(folder, port, log)
-    for path in write_report(folder, sample_stories(folder, log) if stories else None):
-        print(path)
+        print(summary(folder, night.journal.state))
 
 
 if __name__ == "__main__":

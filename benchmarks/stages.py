@@ -289,7 +289,7 @@ class Nights(Stage):
 
     def command(self) -> None:
         session.ROOT = self.repo
-        session.NIGHTS = agent_loop.NIGHTS = self.repo / "nights"
+        session.NIGHTS = self.repo / "nights"
         session.Runner, session.chosen_sandbox = Trainer, lambda wanted: "none"
         sys.argv = ["agent_loop.py", "run", "--tag", self.tag, *self.flags]
         guarded(agent_loop.command)

@@ -62,6 +62,11 @@ class Given(click.ParamType):
         return value if value.strip() else self.fail("it is empty; give it a value, or leave it out", param, ctx)
 
 
+def in_utf8(argument: str) -> str:
+    """An argument of the command line as text, in a C locale too."""
+    return os.fsencode(argument).decode(errors="replace")
+
+
 class NewFolder(click.Path):
     """A path that is not empty."""
 

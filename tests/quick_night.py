@@ -10,6 +10,7 @@ from pathlib import Path
 import simulated
 
 import agent_loop
+from lab.loop import session
 from lab.training.run import guarded
 from lab.trial import guard
 from lab.trial.runner import Measured, Phase, Skipped
@@ -39,8 +40,8 @@ def main(place: str, seconds: str, *arguments: str) -> None:
     folder = Path(place)
     night = simulated.begin(folder)
     parts = night.branch, night.journal, Bench(folder, seconds)
-    agent_loop.open_night, agent_loop.NIGHTS = lambda *_, **__: parts, folder / "repo" / "nights"
-    agent_loop.held = lambda _: nullcontext()
+    session.open_night, session.NIGHTS = lambda *_, **__: parts, folder / "repo" / "nights"
+    session.held = lambda _: nullcontext()
     sys.argv = ["agent_loop.py", *arguments]
     guarded(agent_loop.command)
 

@@ -8,9 +8,9 @@ import pytest
 from checkout import git
 from simulated import begin
 
-import agent_loop
 from lab.agents.briefing import BYTES_PER_TOKEN, brief, outcome
 from lab.errors import UserError
+from lab.interface.dashboard import summary
 from lab.loop.verdict import BASELINE_RUNS
 from lab.show import silent
 from lab.trial.runner import Measured
@@ -93,7 +93,7 @@ def test_a_baseline_that_was_killed_is_run_again_by_the_same_command(night):
     n.runner.run = lambda *_: Measured("crash", None, 0.1, 0.1, "killed: stopped from outside")
     with pytest.raises(UserError, match="the same command tries it again"):
         n.go(1)
-    assert "no experiment is finished" in agent_loop.summary(n)
+    assert "no experiment is finished" in summary(n.folder, n.journal.state)
     n.runner.run = healthy
     assert n.go(1) == "done"
     state = n.journal.state
@@ -102,7 +102,7 @@ def test_a_baseline_that_was_killed_is_run_again_by_the_same_command(night):
     assert state.noise.sigma > 0
     assert [t.number for t in brief(state, n.runner.settings, "").history] == [2]
     assert len(state.experiments) == 3
-    assert "1 crashed" in agent_loop.summary(n)
+    assert "1 crashed" in summary(n.folder, n.journal.state)
 
 
 def test_the_users_branch_does_not_move(night, monkeypatch):

@@ -97,8 +97,7 @@ def place(monkeypatch, tmp_path, prepared) -> Path:
     git(user, "init", "--quiet")
     git(user, "commit", "--quiet", "--allow-empty", "-m", "start")
     monkeypatch.setattr(session, "ROOT", user)
-    for module in (agent_loop, session):
-        monkeypatch.setattr(module, "NIGHTS", user / "nights")
+    monkeypatch.setattr(session, "NIGHTS", user / "nights")
     monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("sys.stdin", io.StringIO())

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
@@ -19,7 +20,7 @@ from rich.text import Text
 from lab.errors import one_line
 from lab.interface.plot import count
 from lab.loop.confirm import confirmed
-from lab.loop.history import Experiment
+from lab.loop.history import Experiment, State
 from lab.loop.stop import Until
 from lab.loop.suggestions import Suggestions
 from lab.machine.condition import recorded
@@ -131,14 +132,13 @@ def runs(e: Experiment) -> str:
     return count(len(e.values), "run")
 
 
-def summary(night: Any) -> str:
-    """A few lines: number of experiments, kept changes, baseline and incumbent."""
-    state = night.journal.state
+def summary(folder: Path, state: State) -> str:
+    """A few lines about the night in this folder: number of experiments, kept changes, baseline and incumbent."""
     if not state.incumbent:
-        return f"{night.folder.name}: no experiment is finished yet"
+        return f"{folder.name}: no experiment is finished yet"
     best, counts = state.incumbent, state.counts()
     lines = [
-        f"{night.folder.name}: {count(len(state.tried_out), 'experiment')}: {counts['keep']} kept, {counts['discard']} "
+        f"{folder.name}: {count(len(state.tried_out), 'experiment')}: {counts['keep']} kept, {counts['discard']} "
         f"discarded, {counts['crash']} crashed, {state.refused} refused before training",
         f"baseline  {state.baseline.val_bpb:.6f}",
         f"incumbent {best.val_bpb:.6f} (experiment {best.id}, {runs(best)})",
@@ -152,5 +152,5 @@ def summary(night: Any) -> str:
         if e.status == "keep":
             share = f"; the winner loses {shares[e.id]} without it" if e.id in shares else ""
             lines.append(f"  kept {e.id}: {e.title} ({e.delta:+.6f}{share})")
-    lines += Suggestions(night.folder).lines(state.suggestions)
+    lines += Suggestions(folder).lines(state.suggestions)
     return "\n".join(lines)

@@ -9,6 +9,7 @@ from checkout import git
 
 from lab.loop import confirm
 from lab.loop.confirm import Trial, confirmed, next_trial, without_values
+from lab.loop.confirm_runs import confirm_winner, run_seconds
 from lab.loop.journal import Journal
 from lab.loop.proposal import Proposal, describe
 from lab.loop.source import set_constant
@@ -60,7 +61,7 @@ def night(tmp_path):
 
 def test_winner_and_baseline_run_with_the_same_new_seeds_and_then_without_each_change(night):
     used = {run.seed for e in night.journal.state.experiments for run in e.results}
-    assert night.confirm_winner() == "done"
+    assert confirm_winner(night) == "done"
     done = night.journal.state.confirmations
     assert [c[:2] for c in done[: 2 * confirm.PAIRS]] == [(0, None), (2, None)] * confirm.PAIRS
     assert [c[:2] for c in done[2 * confirm.PAIRS :]] == [(2, 1), (2, 2)] * confirm.SHARE_PAIRS
@@ -77,10 +78,10 @@ def test_winner_and_baseline_run_with_the_same_new_seeds_and_then_without_each_c
 def test_an_interrupted_confirmation_goes_on_and_runs_nothing_twice(night):
     calls = []
     night.stop = lambda: "stopped" if len(calls) == 3 else calls.append(0) or ""
-    assert night.confirm_winner() == "stopped"
+    assert confirm_winner(night) == "stopped"
     night.stop = lambda: ""
     night.journal = Journal(night.folder)
-    assert night.confirm_winner() == "done"
+    assert confirm_winner(night) == "done"
     names = [c[:3] for c in night.journal.state.confirmations]
     assert len(names) == len(set(names)) == 2 * confirm.PAIRS + 2 * confirm.SHARE_PAIRS
     assert next_trial(night.journal.state) is None
@@ -91,7 +92,7 @@ def test_an_invalid_run_is_repeated_and_given_up_in_the_end(night):
     night.runner.run = lambda name, *run, **options: (
         Measured("invalid", None, 0.1, 5.0, "slept") if "c0000-s1000001" in name else healthy(name, *run, **options)
     )
-    assert night.confirm_winner() == "done"
+    assert confirm_winner(night) == "done"
     ends = [c.status for c in night.journal.state.confirmations if c[:3] == Trial(0, None, 1_000_001)]
     assert ends == ["invalid"] * confirm.INVALID_RUNS
     assert confirmed(night.journal.state).pairs == confirm.PAIRS - 1
@@ -100,23 +101,23 @@ def test_an_invalid_run_is_repeated_and_given_up_in_the_end(night):
 def test_a_night_that_kept_nothing_has_nothing_to_confirm(tmp_path):
     night = simulated.begin(tmp_path)
     night.go(1)
-    assert night.confirm_winner() == "done"
+    assert confirm_winner(night) == "done"
     assert confirmed(night.journal.state) is None
     assert night.journal.state.confirmations == []
 
 
 def test_a_night_with_a_deadline_leaves_time_to_confirm(night):
-    minutes = confirm.runs_left(night.journal.state) * night.run_seconds / 60
+    minutes = confirm.runs_left(night.journal.state) * run_seconds(night) / 60
     night.agent = Changes(constant("WARMUP", 0.1))
     night.deadline = Until((datetime.now() + timedelta(minutes=minutes - 2)).time())
     assert night.go(None) == "time to confirm the winner"
-    night.confirm_winner()
+    confirm_winner(night)
     assert night.journal.state.confirmations
 
 
 def test_the_verdict_does_not_see_the_confirmation(night):
     before = Journal(night.folder).state
-    night.confirm_winner()
+    confirm_winner(night)
     after = Journal(night.folder).state
     assert [e.results for e in after.experiments] == [e.results for e in before.experiments]
     assert (after.seeds, after.step()) == (before.seeds, before.step())

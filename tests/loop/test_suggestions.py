@@ -14,9 +14,10 @@ from test_stop import begun, night
 import agent_loop
 from lab.agents.briefing import brief
 from lab.agents.hybrid import Hybrid
+from lab.agents.propose import propose
 from lab.agents.search import Search
 from lab.errors import UserError
-from lab.interface.dashboard import View
+from lab.interface.dashboard import View, summary
 from lab.interface.plot import picture
 from lab.interface.report import collect, page, suggestions
 from lab.loop.journal import HEADER, Journal, read
@@ -195,7 +196,7 @@ def test_refused_suggestions_are_moved_with_their_reasons_and_the_night_goes_on(
     assert quiet.suggestions.waiting({}) == []
     refused = {each.text: each.reason for each in quiet.suggestions.refused()}
     assert list(refused) == list(REFUSED)
-    shown, reported = agent_loop.summary(quiet), suggestions(collect(quiet.folder))
+    shown, reported = summary(quiet.folder, quiet.journal.state), suggestions(collect(quiet.folder))
     for text, reason in REFUSED.items():
         assert reason in refused[text]
         assert f"suggested, refused: {text} ({refused[text]})" in shown
@@ -241,7 +242,7 @@ def test_a_kill_neither_loses_nor_repeats_a_suggestion(quiet, monkeypatch, momen
         elif moment == "after the journal":
             patched.setattr(quiet.suggestions, "settle", lambda taken: taken and killed())
         else:
-            patched.setattr(agent_loop, "proposed", killed)
+            patched.setattr("lab.agents.propose.proposed", killed)
         with pytest.raises(KeyboardInterrupt):
             quiet.go(1)
     quiet.journal = Journal(quiet.folder)
@@ -332,7 +333,6 @@ def test_skip_ends_the_run_at_once_and_leaves_no_process(tmp_path):
 @pytest.fixture
 def commands(quiet, monkeypatch, capsys):
     """`agent_loop.py ARGUMENTS` on the quiet night, in this process; returns what it printed."""
-    monkeypatch.setattr(agent_loop, "NIGHTS", quiet.folder.parent)
     monkeypatch.setattr("lab.loop.session.NIGHTS", quiet.folder.parent)
     monkeypatch.setattr("lab.agents.suggested.ROOT", quiet.branch.repository)
     settings = {"preset": quiet.runner.settings["preset"], "minutes": 5.0, "prepared": "p"}
@@ -359,7 +359,7 @@ def test_skip_says_what_it_ends(quiet, commands):
     with pytest.raises(UserError, match="no experiment at hand"):
         commands("skip")
     quiet.stop = lambda: "stopped"
-    quiet.drawn(quiet.branch.source(quiet.journal.state.head()))
+    propose(quiet)
     shown = commands("skip", "-m", "seen enough")
     title = quiet.journal.state.pending.title
     assert shown == f"night n: experiment 1 ({title}) ends when the night is resumed\n"
