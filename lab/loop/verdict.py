@@ -24,7 +24,8 @@ The rule. delta is the posterior mean of candidate - incumbent, t = -delta / its
 pairs = 2 var(e) / error^2 is the information so far, as a number of pairs of runs. Wald's sequential test of no gain
 against a gain of GAIN pair sds bounds t from both sides (`bounds`):
 
-- above: keep, but never below LEAST (both widened for few degrees of freedom), and only with two shared seeds;
+- above: keep, but never below LEAST (both widened for few degrees of freedom, up to SURE), and only with two shared
+  seeds;
 - below, or worse by WORSE errors: discard. A change that makes train.py simpler is not discarded while delta < 0;
 - after CANDIDATE_RUNS runs: discard, as a near miss; a simpler change is kept;
 - where the pace is not known, the incumbent repeats CONTROLS of the shared seeds before a change is kept. The same
@@ -66,6 +67,7 @@ GAIN = 1.3  # pair sds: the gain that the sequential test is designed for
 KEEP, DISCARD = 1.85, -1.0  # log-likelihood ratios that end it
 WORSE = 3.0  # errors by which a candidate is worse: then no gain is left to look for, small or large
 LEAST = 1.65  # standard normal quantile that a gain must always exceed
+SURE = 5.0  # errors by which it is better: kept with two shared seeds, however few the degrees of freedom
 CANDIDATE_RUNS = 8  # at most
 BASELINE_RUNS = 3  # with different seeds, before the first proposal
 FRESH = 7  # runs of a kept change with seeds that did not select it
@@ -268,7 +270,7 @@ def bounds(pairs: float, df: float) -> tuple[float, float]:
 
     The log-likelihood ratio of a gain of GAIN pair sds against none is GAIN * sqrt(pairs) * t - GAIN^2 * pairs / 2."""
     scale = GAIN * sqrt(pairs)
-    return max(DISCARD / scale + scale / 2, -WORSE), student(max(LEAST, KEEP / scale + scale / 2), df)
+    return max(DISCARD / scale + scale / 2, -WORSE), min(SURE, student(max(LEAST, KEEP / scale + scale / 2), df))
 
 
 class Fit:

@@ -121,6 +121,11 @@ def test_repeats_of_a_seed_do_not_pass_for_little_noise():
     assert len(set(twice.unselected)) == len(twice.unselected)
 
 
+def test_a_gain_of_many_errors_needs_no_more_than_two_seeds():
+    for slow in (0.0, 0.02):  # its pace is known as well as the incumbent's, or only within 2 %
+        assert judged(code(1, -0.05, [1, 2])._replace(work=1, doubt=slow), code(0, 0.0, range(1, 4))).verdict == "keep"
+
+
 def test_no_gain_is_kept_on_one_run():
     assert judged(code(1, -0.2, [3])).verdict == "again"
 
