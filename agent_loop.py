@@ -1,7 +1,6 @@
 """A night of experiments: propose, check, commit, train, score, judge, keep or discard; repeat until morning.
 
     python agent_loop.py run --tag nov22                      until Ctrl-C; run it again to resume
-    python agent_loop.py run --tag nov22 --until 07:00 --agent search
     python agent_loop.py try -m "wider MLP"                   the same steps for a change you made yourself
     python agent_loop.py confirm                              the winner against the baseline with new seeds
     python agent_loop.py suggest "MATRIX_LR=0.03" | skip      while it runs: what comes next; end the experiment at hand
@@ -40,6 +39,7 @@ from lab.loop.journal import Journal
 from lab.loop.proposal import Proposal
 from lab.loop.stop import Until, end_calmly, stopper
 from lab.loop.suggestions import Suggestions, skip_reason
+from lab.loop.timing import time_in_turn
 from lab.loop.watch import Watch
 from lab.preset import from_dict
 from lab.show import QUIET, Given, examples, in_utf8, log, outlast_reader, silent, verbosity_options
@@ -96,7 +96,8 @@ class Night:
                     self.run(step)
                     self.watch.lost = None  # it had just ended by itself
             elif step.action == "judge":
-                self.judge()
+                with suppress(Skipped):
+                    self.judge()
             else:
                 self.settle(step.verdict)
 
@@ -174,6 +175,8 @@ class Night:
         state = self.journal.state
         to_come = None if self.last is None else self.last - state.pending.id
         decision = screened(state.judge(self.rigor, to_come), state.pending)
+        if time_in_turn(self, decision):
+            decision = screened(state.judge(self.rigor, to_come), state.pending)
         self.journal.record("verdict", id=state.pending.id, **vars(decision))
         if decision.reason:
             self.log(f"{decision.verdict}: {decision.reason}")
@@ -218,8 +221,7 @@ def run(kind: str, model: str, base_url: str, cli: str, llm_share: float, max_ex
         until: datetime | None, tag: str | None, verbosity: int, rigor: str, futility: bool,
         **options: Any) -> None:  # fmt: skip
     folder = session.NIGHTS / (tag or session.tonight(session.NIGHTS, datetime.now()))
-    deadline = Until(until.time()) if until else None
-    log_line = log if verbosity > QUIET else silent
+    deadline, log_line = Until(until.time()) if until else None, log if verbosity > QUIET else silent
     agent = choose_agent(kind, model, cli, llm_share, log_line, base_url)
     with session.held(folder):
         session.stay_awake()

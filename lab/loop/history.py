@@ -36,6 +36,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "confirmation": ("id", "without", "run", "seed", "status", "val_bpb", "test_bpb", "reason"),
     "skipped": ("id", "reason"),
     "hopeless": ("id", "run", "delta", "reason"),
+    "timed": ("id", "work", "ratio", "error"),
     "note": ("text",),
 }
 CLOSING = {"kept": "keep", "discarded": "discard", "crashed": "crash"}
@@ -45,10 +46,10 @@ TYPES = (
     dict.fromkeys(
         ("tag", "commit", "agent", "hypothesis", "source", "fingerprint", "reason", "run", "text", "suggestion"), str
     )
-    | dict.fromkeys(("id", "nodes", "seed"), int)
+    | dict.fromkeys(("id", "nodes", "seed", "work"), int)
     | dict.fromkeys(("near_miss", "spoiled"), bool)
     | dict.fromkeys(("memory_gb", "minutes", "delta", "sigma", "flops", "slept"), NUMBER)
-    | dict.fromkeys(("val_bpb", "test_bpb", "pace", "speed", "error", "pair", "standing"), NUMBER | None)
+    | dict.fromkeys(("val_bpb", "test_bpb", "pace", "speed", "error", "pair", "standing", "ratio"), NUMBER | None)
     | dict.fromkeys(("swap_mb", "memory_pressure", "heat"), NUMBER | None)
     | dict.fromkeys(("tokens", "without"), int | None)
     | dict.fromkeys(("edit", "before", "after"), dict | None)
@@ -77,6 +78,8 @@ class Experiment:
     parent: int | None = None  # the incumbent that it changes
     same_work: bool = False  # it does the same work for a token as the incumbent that it changes
     work: int = 0  # the first experiment that does the same work for a token
+    timed: tuple[int, float, float] | None = None  # as in lab.loop.verdict.Code
+    attempted: bool = False  # it was timed, or that failed
     selected: int = 0  # number of its first runs, on which it was kept
     val_bpb: float | None = None  # the baseline's, plus the difference by the verdicts
     runs: int = 0  # valid or not
@@ -102,7 +105,8 @@ class Experiment:
     @property
     def code(self) -> Code:
         """Its runs, as the verdict needs them."""
-        return Code(self.id, self.results, self.parent if self.status == "keep" else None, self.selected, self.work)
+        parent = self.parent if self.status == "keep" else None
+        return Code(self.id, self.results, parent, self.selected, self.work, self.timed)
 
 
 class Confirmation(NamedTuple):
@@ -215,6 +219,15 @@ class State:
             to_come=to_come,
         )
 
+    @property
+    def untimed(self) -> bool:
+        """Whether the pending experiment does other work for a token than the incumbent, and is to be compared with it
+        by the pace of their runs, but was not timed against it."""
+        now, best = self.pending, self.incumbent
+        if not now or not best or now.attempted or now.work == best.work or self._next.action != "judge":
+            return False
+        return bool(now.results) and all(run.pace and run.tokens for run in now.results)
+
     def teachers(self) -> list[Experiment]:
         """What the verdict estimates seeds and noise from: the kept ones and the last others with several runs."""
         decided = [e for e in self.experiments if e.status in ("keep", "discard") and e is not self.incumbent]
@@ -235,6 +248,8 @@ class State:
         _check_values(fields)
         if event == "run" and fields["status"] == "ok" and fields["val_bpb"] is None:
             raise ValueError("run without val_bpb")
+        if event == "timed" and fields["ratio"] is not None and not (fields["error"] or 0) > 0:
+            raise ValueError("timed without its error")
         if event == "verdict" and not self._can_follow(fields["verdict"], fields["who"]):
             raise ValueError(
                 f"verdict {fields['verdict']} for the {fields['who']} does not follow: next is {self.step()}"
@@ -247,13 +262,16 @@ class State:
     def _expected(self, event: str) -> dict[str, Any]:
         """The values that the event must have. ValueError if another event is next."""
         now = self.step()
+        if event == "timed" and not self.untimed:
+            raise ValueError(f"timed does not follow: next is {now}")
         if event in ("skipped", "hopeless"):
             if now.action not in ("run", "judge") or self.pending.baseline:
                 raise ValueError(f"{event} does not follow: next is {now}")
             return {"id": now.id}
         if event == "run" and now.action == "judge" and not self.pending.runs:
             now = self._run_step(now)  # earlier versions had no verdict before the first run
-        turn = {"proposal": "propose", "run": "run", "verdict": "judge"} | dict.fromkeys(CLOSING, "settle")
+        turn = {"proposal": "propose", "run": "run", "verdict": "judge", "timed": "judge"}
+        turn |= dict.fromkeys(CLOSING, "settle")
         wrong = CLOSING.get(event, now.verdict) != now.verdict
         if event in turn and (turn[event] != now.action or wrong):
             raise ValueError(f"{event} does not follow: next is {now}")
@@ -353,6 +371,11 @@ class State:
         if record.get("standing") is not None:
             best.val_bpb = self.baseline.val_bpb + record["standing"]
         judged.val_bpb = best.val_bpb + record["delta"]
+
+    def _timed(self, record: dict[str, Any]) -> None:
+        self.pending.attempted = True
+        if record["ratio"] is not None:
+            self.pending.timed = record["work"], record["ratio"], record["error"]
 
     def _skipped(self, record: dict[str, Any]) -> None:
         self.pending.skipped, self.pending.reason = True, record["reason"][:TEXT]

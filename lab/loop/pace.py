@@ -10,9 +10,10 @@ y = log(tokens), p = log(measured pace) and one speed s for each work,
     y = s + x        x: log(pace); from one run of the night to the next it moves by an sd of `step`
     p = x + e        sd `error`
 
-so within one work the paces differ as the tokens do. s is the least squares solution over all runs in their order: what
-the machine did just before and after is known from other works, and p says the same less precisely but at once. Both
-sds are estimated from the night's own runs.
+so within one work the paces differ as the tokens do. Where a verdict needs it, two works are timed in turn, some
+seconds each (`Code.timed`): t = s - s' + e', with an error of its own. s is the least squares solution over all runs
+in their order: what the machine did just before and after is known from other works, and p says the same less
+precisely but at once. The first two sds are estimated from the night's own runs.
 """
 
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ STEP, ERROR = 0.02, 0.018  # sds before any run is known
 PRIOR_DF = 2  # runs that these weigh as much as
 
 Timed = tuple[int, Run]  # a work and one of its runs
+InTurn = tuple[int, int, float, float]  # two works, log of the speed of the first over that of the second, its error
 
 
 def paced(codes: Sequence[Code], against: int = 0) -> list[Code]:
@@ -37,7 +39,8 @@ def paced(codes: Sequence[Code], against: int = 0) -> list[Code]:
     A code with a run that lacks either measurement keeps what was measured."""
     known = {code.id for code in codes if code.runs and all(run.pace and run.tokens for run in code.runs)}
     runs = [(code.work, run) for code in codes if code.id in known for run in code.runs]
-    speeds, covariance, place = _speeds(sorted(runs, key=lambda timed: timed[1].at))
+    in_turn = [(code.work, *code.timed) for code in codes if code.timed]
+    speeds, covariance, place = _speeds(sorted(runs, key=lambda timed: timed[1].at), in_turn)
 
     def corrected(code: Code) -> Code:
         if code.id not in known:
@@ -50,7 +53,7 @@ def paced(codes: Sequence[Code], against: int = 0) -> list[Code]:
     return [corrected(code) for code in codes]
 
 
-def _speeds(runs: Sequence[Timed]) -> tuple[np.ndarray, np.ndarray, dict[int, int]]:
+def _speeds(runs: Sequence[Timed], in_turn: Sequence[InTurn]) -> tuple[np.ndarray, np.ndarray, dict[int, int]]:
     """s of every work with the covariance, and the place of each work in both."""
     place = {work: i for i, work in enumerate(dict.fromkeys(work for work, _ in runs))}
     moves = [(one, two) for one, two in pairwise(runs)]
@@ -61,12 +64,14 @@ def _speeds(runs: Sequence[Timed]) -> tuple[np.ndarray, np.ndarray, dict[int, in
     for work, run in runs:
         precision[place[work], place[work]] += 1 / error
         pull[place[work]] += log(run.tokens / run.pace) / error
-    for (one, before), (two, after) in moves:
+    differences = [(one, two, log(after.tokens / before.tokens), step) for (one, before), (two, after) in moves]
+    differences += [(one, two, -ratio, error**2) for one, two, ratio, error in in_turn if {one, two} <= place.keys()]
+    for one, two, difference, variance in differences:
         if one != two:
-            i, j, moved = place[one], place[two], log(after.tokens / before.tokens)
-            precision[[i, j], [i, j]] += 1 / step
-            precision[[i, j], [j, i]] -= 1 / step
-            pull[[i, j]] += np.array([-moved, moved]) / step
+            i, j = place[one], place[two]
+            precision[[i, j], [i, j]] += 1 / variance
+            precision[[i, j], [j, i]] -= 1 / variance
+            pull[[i, j]] += np.array([-difference, difference]) / variance
     covariance = np.linalg.inv(precision)
     return covariance @ pull, covariance, place
 

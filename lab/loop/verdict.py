@@ -101,6 +101,7 @@ class Code(NamedTuple):
     parent: int | None = None  # if it was kept: id of the incumbent that it changed
     selected: int = 0  # number of its first runs, on which it was kept
     work: int = 0  # codes with the same do the same work for a token (lab.loop.pace)
+    timed: tuple[int, float, float] | None = None  # other work, log of its own speed over that work's, and its error
     doubt: float = 0.0  # sd of an error of log(pace) that all its runs share, against the incumbent's work
 
     @property

@@ -5,7 +5,6 @@ restored, and the scorer runs from the night's worktree in a separate process.
 """
 
 import json
-import math
 import os
 import re
 import shutil
@@ -15,8 +14,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import sqrt
+from math import hypot, inf, log, sqrt
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from lab.data.shards import HELD_OUT, PARTS, open_prepared
@@ -57,6 +57,8 @@ SCORE_SECONDS = 1000.0  # the model's process has 900 (lab.scoring.score)
 WAIT_SECONDS = 600.0  # at most, for a hot or busy machine before a run
 TIMED_SECONDS = 6.0  # of training on a GPU, to measure its speed before and after a run
 TIMED_MINUTES = 1.0  # least budget of a run that is worth it
+ROUNDS = 4  # of timing two sources in turn
+TURN_ERROR = 0.006  # of the logarithm of that, besides what the rounds show: some seconds stand for a whole run
 RECENT_SECONDS = 30.0  # the speed after a run is also the one before the next, if that follows this soon
 FULL = re.compile(r"^disk: |No space left on device|\[write\] Unable to write")
 
@@ -135,7 +137,7 @@ class Runner:
     def _quickest(self) -> float:
         """Seconds of the night's quickest preflight, infinite before the first."""
         path = self.folder / QUICKEST
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else math.inf
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else inf
 
     def run(self, name: str, source: str, seed: int, test: bool = False) -> Measured:
         """Train this source for the budget and score it; with `test`, also on the text that no verdict looks at. Raises
@@ -293,13 +295,33 @@ class Runner:
         if not self.reference or self.settings["minutes"] < TIMED_MINUTES:
             return None
         if time.monotonic() > self.timed[0] + recent:
-            run_dir = self._empty("reference")
             with self._in_phase("timing the machine"):
-                self._train(run_dir, self.reference, 0, PREFLIGHT_SECONDS, "--minutes", str(TIMED_SECONDS / 60))
-            self.timed = (time.monotonic(), read_curve(run_dir / "steps.jsonl").speed)
-            for path in leftovers(run_dir):
-                remove(path, self.folder)
+                speed = self._tokens_per_second(self.reference)
+            self.timed = (time.monotonic(), speed)
         return self.timed[1]
+
+    def timed_in_turn(self, source: str, other: str) -> tuple[float | None, float | None]:
+        """log of a source's tokens/s over another's, timed in turn, with its standard error; None where that fails.
+
+        The order is reversed in every other round, so that a machine that becomes slower favours neither."""
+        ratios = []
+        with self._in_phase("timing the change against the incumbent"):
+            for turn in range(ROUNDS):
+                order = (source, other) if turn % 2 == 0 else (other, source)
+                speeds = {one: self._tokens_per_second(one) for one in order}
+                if not all(speeds.values()):
+                    return None, None
+                ratios.append(log(speeds[source] / speeds[other]))
+        return fmean(ratios), hypot(TURN_ERROR, stdev(ratios) / sqrt(ROUNDS))
+
+    def _tokens_per_second(self, source: str) -> float | None:
+        """Of some seconds of training; None if that fails."""
+        run_dir = self._empty("reference")
+        self._train(run_dir, source, 0, PREFLIGHT_SECONDS, "--minutes", str(TIMED_SECONDS / 60))
+        speed = read_curve(run_dir / "steps.jsonl").speed
+        for path in leftovers(run_dir):
+            remove(path, self.folder)
+        return speed
 
     def _tokens(self, run_dir: Path) -> int | None:
         tokens = read_curve(run_dir / "steps.jsonl").tokens

@@ -52,7 +52,7 @@ def use(state: State, folder: Path) -> None:
     night = SimpleNamespace(
         folder=folder, journal=SimpleNamespace(state=state), runner=None, agent=None, idea="", suggestions=None
     )
-    lines = summary(night).splitlines()
+    lines = summary(folder, state).splitlines()
     assert len(lines) <= 5 + len(state.experiments)
     for e in state.settled:
         assert len(_row(e).split("\t")) == len(HEADER.split("\t"))
@@ -100,12 +100,20 @@ class Events(RuleBasedStateMachine):
         self.add("proposal", id=number, agent="search", hypothesis=hypothesis, **given)
 
     @next_is("run")
-    @rule(value=values, status=statuses, reason=texts, pace=st.none() | st.floats(0.5, 2), spoiled=st.booleans())
-    def run(self, value, status, reason, pace, spoiled):
+    @rule(
+        value=values,
+        status=statuses,
+        reason=texts,
+        pace=st.none() | st.floats(0.5, 2),
+        spoiled=st.booleans(),
+        tokens=st.none() | st.integers(1, 10**9),
+    )
+    def run(self, value, status, reason, pace, spoiled, tokens=None):
         step = self.state.step()
         assert step.run not in self.names
         self.names.add(step.run)
         measured = {"memory_gb": 1.0, "minutes": 5.0, "reason": reason, "pace": pace, "spoiled": spoiled}
+        measured |= {"tokens": tokens}
         value = value if status == "ok" else None
         self.add("run", id=step.id, who=step.who, run=step.run, seed=step.seed, status=status, val_bpb=value,
                  before=CONDITION, after=CONDITION, **measured)  # fmt: skip
@@ -114,6 +122,12 @@ class Events(RuleBasedStateMachine):
     @rule(rigor=st.sampled_from(["full", "full", "none"]), to_come=st.none() | st.integers(0, 9))
     def judge(self, rigor, to_come):
         self.add("verdict", id=self.state.step().id, **vars(self.state.judge(rigor, to_come)))
+
+    @precondition(lambda self: self.state.untimed)
+    @rule(ratio=st.none() | st.floats(-3, 3), error=st.floats(1e-4, 1))
+    def time(self, ratio, error):
+        now, best = self.state.pending, self.state.incumbent
+        self.add("timed", id=now.id, work=best.work, ratio=ratio, error=None if ratio is None else error)
 
     @next_is("settle")
     @rule(reason=texts)

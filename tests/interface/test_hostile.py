@@ -90,7 +90,7 @@ def test_results_status_and_panel_are_lines_of_printable_text(journal):
                             agent=SimpleNamespace(name="x"), runner=runner)  # fmt: skip
     out = io.StringIO()
     Console(file=out, width=100, force_terminal=True, color_system=None).print(View(night, None, Console()).panel())
-    for line in (*rows, *summary(night).split("\n"), *out.getvalue().split("\n")):
+    for line in (*rows, *summary(night.folder, night.journal.state).split("\n"), *out.getvalue().split("\n")):
         assert line.replace("\t", "").isprintable()
         assert len(line) < 500
 

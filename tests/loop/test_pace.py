@@ -45,6 +45,16 @@ def test_other_work_is_placed_by_the_measured_pace_as_far_as_that_can_be_trusted
     assert logs(slow)[0] == pytest.approx(-0.4, abs=0.08)
 
 
+def test_works_that_were_timed_in_turn_differ_as_they_were_timed():
+    steady = {0: [0.3 * (-1) ** i for i in range(6)], 1: [0.0, -0.2]}
+    (base, other), ratio = codes(steady, error=0.05, speeds=(1e6, 1.3e6), seed=3), log(1.3)
+    before = paced([base, other])[1]
+    its, timed = paced([base, other._replace(timed=(0, ratio, 0.001))])
+    assert timed.doubt < 0.2 * before.doubt
+    assert logs(timed)[0] - logs(its)[0] == pytest.approx(-0.3, abs=0.003)
+    assert paced([base, other._replace(timed=(7, ratio, 0.001))])[1].doubt == before.doubt  # a work that is not there
+
+
 def test_what_was_not_measured_stays_as_it_is():
     plain = Code(0, [Run(1, 1.0), Run(2, 1.0)])
     half = Code(1, [Run(1, 1.0, 0.9), Run(2, 1.0, 1.1, tokens=10)], work=1)

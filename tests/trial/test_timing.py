@@ -57,6 +57,19 @@ def test_on_a_gpu_a_fixed_train_py_is_timed_before_and_after(checkout, bench, mo
     assert (second.status, second.pace, bench.timed[1]) == ("ok", None, None)
 
 
+def test_a_source_is_timed_in_turn_with_another(checkout, bench, monkeypatch):
+    monkeypatch.setattr(runner, "ROUNDS", 2)
+    source = (checkout.folder / "train.py").read_text()
+    slow = source.replace("    for number in run.clock:\n", "    for number in run.clock:\n        wait(0.2)\n")
+    slow = slow.replace("\n\n\n", "\n\nfrom time import sleep as wait\n\n", 1)
+    assert slow.count("wait") == 2
+    ratio, error = bench.timed_in_turn(slow, source)
+    assert ratio < -0.5
+    assert error >= runner.TURN_ERROR
+    assert bench.timed_in_turn("raise SystemExit(1)\n", source) == (None, None)
+    assert not list((bench.folder / "runs" / "reference").glob("checkpoint*"))
+
+
 def test_the_time_that_other_programs_take_lowers_the_speed(monkeypatch):
     monkeypatch.setattr(speed, "SECONDS", 0.05)
     with Watch() as alone:

@@ -1,0 +1,28 @@
+"""The speed of a candidate against the incumbent's, timed in turn where a verdict needs it.
+
+A candidate that does other work for a token has other tokens on the same machine. The pace that is measured during its
+runs tells the two apart less precisely than two trainings of some seconds, one right after the other (lab.loop.pace).
+`night` is an agent_loop.Night.
+"""
+
+from math import exp
+from typing import Any
+
+from lab.loop.verdict import SURE, Decision
+from lab.trial.runner import TIMED_MINUTES
+
+
+def time_in_turn(night: Any, decision: Decision) -> bool:
+    """Time the pending experiment against the incumbent and record it, unless `decision` stands without it or it was
+    done before. Whether it was recorded."""
+    state = night.journal.state
+    stands = decision.verdict == "discard" or -decision.delta > SURE * decision.error
+    short = night.runner.settings["minutes"] < TIMED_MINUTES
+    if stands or short or night.rigor == "none" or not state.untimed:
+        return False
+    now, best = state.pending, state.incumbent
+    ratio, error = night.runner.timed_in_turn(night.branch.source(now.commit), night.branch.source(best.commit))
+    night.journal.record("timed", id=now.id, work=best.work, ratio=ratio, error=error)
+    if ratio is not None:
+        night.log(f"timed in turn: {100 * (exp(ratio) - 1):+.1f} ± {100 * error:.1f} % tokens/s against the incumbent")
+    return True
