@@ -108,7 +108,7 @@ def _candidates(
     current: Values, settings: Values, reach: float, draw: random.Random, counts: Sequence[int], levers: bool = False
 ) -> list[Values]:
     """Blocks with a few constants changed, possible or not; with `levers`, only the constants that matter most."""
-    weights = {name: space.weight(name, value) for name, value in current.items() if space.coordinates(name, value)}
+    weights = {name: space.weight(name) for name, value in current.items() if space.coordinates(name, value)}
     heaviest = {name: weight for name, weight in weights.items() if weight > 1}
     weights = heaviest if levers and heaviest else weights
     pool = []

@@ -222,9 +222,10 @@ def step(name: str, values: Mapping[str, Any], settings: Mapping[str, Any], reac
         distance *= 2
 
 
-def weight(name: str, value: Any) -> int:
-    """How often a constant is worth a change, relative to others. Sizes decide most in a fixed time, rates less."""
-    return LEVERS.get(kind(Constant(name, value, "", 0)), 1)
+def weight(name: str) -> int:
+    """How often a constant is worth a change, relative to others. Sizes decide most in a fixed time, rates less; what
+    only looks like a size, by its value, is none."""
+    return LEVERS.get(_named(name), 1)
 
 
 def takes_memory(name: str, value: Any) -> bool:

@@ -5,6 +5,7 @@ import random
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from experiment import SETTINGS, SOURCE, briefing, night
 
 from lab.agents.briefing import Briefing, NoProposal
@@ -13,6 +14,7 @@ from lab.agents.gaussian import Gaussian, expected_gain
 from lab.agents.search import Search
 from lab.loop import space
 from lab.loop.source import constants, fingerprint, set_constant
+from lab.preset import load
 
 CURRENT = {name: item.value for name, item in constants(SOURCE, SETTINGS).items()}
 
@@ -32,6 +34,17 @@ def test_search_changes_one_constant_at_first_then_up_to_six_and_never_repeats()
     assert set(sizes[:8]) == {1}
     assert {1, 2, 3} < set(sizes) <= {1, 2, 3, 4, 6}
     assert all(proposal.agent == "search" for proposal in proposals)
+
+
+def test_the_first_changes_of_the_projects_own_train_py_are_sizes():
+    settings = load("offline").settings()
+    source = (ROOT / "train.py").read_text()
+    first = {
+        name
+        for seed in range(40)
+        for name in Search(seed, startup=99).propose(Briefing(1, source, settings)).edit["values"]
+    }
+    assert first == {"DEPTH", "WIDTH", "MLP_RATIO", "ROWS", "TOKENS_PER_STEP", "WINDOW"}
 
 
 def test_search_is_a_function_of_briefing_and_seed():
