@@ -58,7 +58,7 @@ import numpy as np
 SEED = 0.0075  # sd of a run with another seed, share of val_bpb
 PAIR = 0.0018  # sd of a difference at the same seed, share of val_bpb
 DOUBT = 0.5  # sd of the logarithm of either: weighs 1 / (2 * DOUBT^2) = 2 degrees of freedom
-SLOPE, SLOPE_SD = -0.15, 0.08  # val_bpb on log(pace), share of val_bpb
+SLOPE, SLOPE_SD = -0.12, 0.08  # val_bpb on log(pace), share of val_bpb
 SMALL = 0.01  # largest effect of a code whose runs estimate the noise of pairs, share of val_bpb
 KEPT = 0.002  # least sd of an incumbent's prior around the code that it changes, share of val_bpb
 FLAT = 1e-4  # prior precision of the codes, practically none, 1 / bpb^2
