@@ -1,10 +1,14 @@
 """The recorded runs in docs/recorded give the figures that docs/LOOP.md states."""
 
+import csv
 import re
 import subprocess
 import sys
 
 from conftest import ROOT
+
+from lab.loop.pace import paced
+from lab.loop.verdict import Code, Run, decide
 
 
 def test_the_figures_of_the_docs_follow_from_the_recorded_runs():
@@ -24,3 +28,14 @@ def test_the_figures_of_the_docs_follow_from_the_recorded_runs():
     assert f"error of {100 * found['tokens by the speed, error']:.1f} %" in text
     assert f"saves {100 * found['saved']:.0f} % of the training" in text
     assert found["winners ended"] == 0
+
+
+def test_a_change_without_effect_that_ran_after_other_programs_had_ended_is_not_kept():
+    """busy.csv: code 3 changes an epsilon and counts as other work. The pace misses a part of what the others took."""
+    runs = {code: [] for code in range(4)}
+    lines = (ROOT / "docs" / "recorded" / "busy.csv").read_text().splitlines()
+    for at, row in enumerate(csv.DictReader(lines)):
+        known = (float(row["pace"]), at, int(row["tokens"]))
+        runs[int(row["code"])].append(Run(int(row["seed"]), float(row["val_bpb"]), *known))
+    candidate, incumbent, *others = paced([Code(code, runs[code], work=3 * (code == 3)) for code in (3, 0, 1, 2)])
+    assert decide(candidate, incumbent, others, new_seed=9).verdict == "discard"

@@ -13,9 +13,11 @@ y = log(tokens), p = log(measured pace) and one speed s for each work,
 so within one work the paces differ as the tokens do. Where a verdict needs it, two works are timed in turn, some
 seconds each (`Code.timed`): t = s - s' + e', with an error of its own. s is the least squares solution over all runs
 in their order: what the machine did just before and after is known from other works, and p says the same less
-precisely but at once. The first two sds are estimated from the night's own runs.
+precisely but at once. What p misses is alike in runs beside the same other programs, so the runs of one work together
+tell no more than one of them. The first two sds are estimated from the night's own runs.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from math import exp, log, sqrt
@@ -61,9 +63,10 @@ def _speeds(runs: Sequence[Timed], in_turn: Sequence[InTurn]) -> tuple[np.ndarra
     same = [log(two[1].tokens / one[1].tokens) for one, two in moves if one[0] == two[0]]
     step = (sum(move**2 for move in same) + PRIOR_DF * STEP**2) / (len(same) + PRIOR_DF)
     precision, pull = np.zeros((len(place), len(place))), np.zeros(len(place))
+    count = Counter(work for work, _ in runs)
     for work, run in runs:
-        precision[place[work], place[work]] += 1 / error
-        pull[place[work]] += log(run.tokens / run.pace) / error
+        precision[place[work], place[work]] += 1 / (error * count[work])
+        pull[place[work]] += log(run.tokens / run.pace) / (error * count[work])
     differences = [(one, two, log(after.tokens / before.tokens), step) for (one, before), (two, after) in moves]
     differences += [(one, two, -ratio, error**2) for one, two, ratio, error in in_turn if {one, two} <= place.keys()]
     for one, two, difference, variance in differences:
