@@ -115,7 +115,7 @@ clean-cache: $(READY)  ## list prepared data; NAMES='...' removes these, ALL=1 a
 clean-runs: $(READY)  ## list checkpoints; NAMES='...' removes these, ALL=1 all that are not kept
 	@$(PY) prepare.py clean --runs $(NAMES) $(if $(ALL),--yes)
 
-test: $(READY)  ## run the tests, about a quarter of an hour (ARGS='tests/scoring/test_score.py -x')
+test: $(READY)  ## run the tests, about twelve minutes on two cores (ARGS='tests/scoring/test_score.py -x')
 	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 fuzz: $(READY)  ## feed random input to everything that reads files or answers (ARGS='-k preset')

@@ -202,14 +202,14 @@ def share(values: list[bool]) -> dict[str, float]:
     return {"share": round(mean, 4), "error": round(sqrt(mean * (1 - mean) / len(values)), 4)}
 
 
-def evaluate(rule: str, machine: str, nights: int, seed: int) -> dict[str, Any]:
+def evaluate(rule: str, machine: str, nights: int, seed: int, length: int) -> dict[str, Any]:
     def firsts(effect: float) -> list:
         nights_of_one = (simulate(rule, seed + i, machine, [effect]) for i in range(10 * nights))
         return [(night.experiments[1].work == 0, *proposals[0][1:]) for night, proposals in nights_of_one]
 
     null, gain, large = firsts(0.0), firsts(-GAIN), firsts(-LARGE)
-    same = [simulate(rule, 10**6 + seed + i, machine, [0.0] * 200) for i in range(max(1, nights // 2))]
-    mixed = [simulate(rule, 2 * 10**6 + seed + i, machine, one_in_ten(seed + i, -GAIN)) for i in range(nights)]
+    same = [simulate(rule, 10**6 + seed + i, machine, [0.0] * 2 * length) for i in range(max(1, nights // 2))]
+    mixed = [simulate(rule, 2 * 10**6 + seed + i, machine, one_in_ten(seed + i, -GAIN, length)) for i in range(nights)]
     three = [simulate(rule, 3 * 10**6 + seed + i, machine, [0.0] * 3, bounded=True) for i in range(2 * nights)]
     judged = [one for _, proposals in mixed for one in proposals]
     gains = [kept for effect, kept, _ in judged if effect]
@@ -321,12 +321,14 @@ def picture(rules: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--nights", type=int, default=200, help="nights of each kind (default %(default)s)")
+    parser.add_argument(
+        "--length", type=int, default=100, help="proposals of a night, half of A/A's (default %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("out"), help="output folder")
     options = parser.parse_args()
-    rules = {
-        rule: {machine: evaluate(rule, machine, options.nights, options.seed) for machine in MACHINES} for rule in RULES
-    }
+    size = options.nights, options.seed, options.length
+    rules = {rule: {machine: evaluate(rule, machine, *size) for machine in MACHINES} for rule in RULES}
     options.out.mkdir(parents=True, exist_ok=True)
     report = worst(rules["paired"]) | {"old": worst(rules["old"]), "rules": rules}
     write_atomic(options.out / "verdict.json", json.dumps(report, indent=1))

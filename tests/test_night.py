@@ -30,19 +30,19 @@ def resident_mb() -> float:
 def test_many_experiments_in_flat_memory_with_a_bounded_briefing(night):
     n = night()
     n.log = silent
-    assert n.go(30) == "done"
+    assert n.go(15) == "done"
     before = resident_mb()
-    assert n.go(90) == "done"
+    assert n.go(45) == "done"
     state = n.journal.state
-    assert len(state.experiments) == 121
+    assert len(state.experiments) == 61
     assert resident_mb() - before < 15  # MB; `make soak` has a thousand experiments
     briefing = brief(state, n.runner.settings, n.branch.source(state.head()))
     for bound in (8_000, 16_000):
         assert len(briefing.render(bound).encode()) <= bound * BYTES_PER_TOKEN
-    assert len((n.folder / "results.tsv").read_text().splitlines()) == 122
+    assert len((n.folder / "results.tsv").read_text().splitlines()) == 62
     assert git(n.branch.worktree, "rev-parse", "HEAD") == state.head()
     kept = sum(e.status == "keep" for e in state.experiments[1:])
-    assert kept <= 0.05 * 120  # the simulated changes do nothing
+    assert kept <= 0.05 * 60  # the simulated changes do nothing
 
 
 def test_an_experiment_whose_runs_are_always_spoiled_is_given_up_and_the_night_goes_on(night):

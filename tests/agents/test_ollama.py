@@ -120,9 +120,9 @@ def test_a_model_that_stays_loaded_is_said_loudly(serve, monkeypatch):
 @pytest.mark.parametrize("fault", ["down", "500", "broken", "error", "garbage", "list", "html", "hang"])
 def test_a_failing_server_is_asked_again_and_the_same(serve, fault):
     server, said = serve(faults=(fault,)), []
-    assert agent_for(server, said).propose(briefing()).edit["form"] == "set"
-    first, second = server.chats()
-    assert first == second
+    assert agent_for(server, said, patience=30.0).propose(briefing()).edit["form"] == "set"
+    first, *later = server.chats()  # more than two on a busy machine, where an answer takes longer than a second
+    assert later == [first] * len(later) != []
     assert any("retrying" in line for line in said)
 
 

@@ -335,7 +335,7 @@ def test_other_noises_than_the_priors_still_keep_few_null_changes(pair, monkeypa
 
 
 def test_the_benchmark_writes_its_figures_and_those_of_the_old_rule(tmp_path):
-    command = [sys.executable, "benchmarks/verdict.py", "--nights", "1", "--out", tmp_path]
+    command = [sys.executable, "benchmarks/verdict.py", "--nights", "1", "--length", "10", "--out", tmp_path]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "verdict.json").read_text())
