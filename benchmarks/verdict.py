@@ -5,10 +5,11 @@
 The result of a run of five and a half minutes is the value of the code, plus the effect of the seed (sd 0.0073), noise
 (so that a pair's difference has sd 0.0018) and the effect of the machine's pace (-0.09 times its logarithm). All rules
 run on the same machines, whose pace is steady; sags to 70 % within 20 minutes and stays there; swings between 60 and
-100 % in the first hour; or loses up to a tenth to bursts of seconds. Half of the proposals do other work for a token
-than their incumbent. The paired rule knows the tokens of every run, and the pace of the machine with an error of
-1.8 %, and it times promising proposals of other work in turn with their incumbent, with an error of 0.6 %; "unpaced" is
-the same rule without all three. Kinds of night:
+100 % in the first hour; loses up to a tenth to bursts of seconds; or gains a quarter at once when the baseline has
+run. Half of the proposals do other work for a token than their incumbent. The paired rule knows the tokens of every
+run, and the pace of the machine with an error of 1.8 % that all runs of a work at the same pace share, and it times
+promising proposals of other work in turn with their incumbent, with an error of 0.6 %; "unpaced" is the same rule
+without all three. Kinds of night:
   first        one proposal after the baseline: share kept if it changes nothing, if it gains 0.0025 (a third of a
                seed's sd) and if it gains 0.0146 (two of them);
   A/A          nights of 200 proposals that change nothing: share kept, runs per proposal without the baseline's;
@@ -54,6 +55,7 @@ MACHINES: dict[str, Callable[[float, random.Random], float]] = {  # logarithm of
     "sags": lambda minutes, rng: log(1 - 0.3 * min(1.0, minutes / 20)) + rng.gauss(0, 0.01),
     "first hour": lambda minutes, rng: log(rng.uniform(0.6, 1.0)) if minutes < 60 else 0.0,
     "bursts": lambda minutes, rng: -min(0.1, abs(rng.gauss(0, 0.03))),
+    "frees": lambda minutes, rng: log(0.8) if minutes < 16 else 0.0,  # after the baseline, before the first proposal
 }
 
 
@@ -92,7 +94,10 @@ class Night:
         effect = random.Random(f"{self.seed} {seed}").gauss(0, SEED_SD)
         effect += random.Random(f"{self.seed} {experiment.id} {seed}").gauss(0, PAIR_SD / sqrt(2))
         value = BPB + experiment.true + effect + SLOPE * x + self.rng.gauss(0, REPEAT_SD)
-        pace = exp(x + self.rng.gauss(0, PACE_ERROR)) if self.paced else None
+        miss = random.Random(f"{self.seed} {experiment.work} {x:.1f}").gauss(
+            0, PACE_ERROR
+        )  # alike beside the same load
+        pace = exp(x + miss) if self.paced else None
         tokens = round(TOKENS * exp(x + experiment.speed)) if self.paced else None
         experiment.runs.append(Run(seed, value, pace, self.runs, tokens))
         self.runs, self.minutes, self.highest = self.runs + 1, self.minutes + RUN_MINUTES, max(self.highest, seed)
@@ -131,9 +136,8 @@ class Night:
         others = [e for e in self.kept if e is not best]
         others += [e for e in self.experiments if e not in self.kept and e is not new and len(e.runs) > 1][-TEACHERS:]
         while True:
-            candidate, *known = paced(
-                [e.code for e in (new, *([best] if best else []), *others)], best.work if best else 0
-            )
+            codes = [e.code for e in (new, *([best] if best else []), *others)]
+            candidate, *known = paced(codes, (best or new).work)
             incumbent = known.pop(0) if best else None
             decision = decide(candidate, incumbent, known, new_seed=self.highest + 1, to_come=self.to_come)
             if best and new.runs:

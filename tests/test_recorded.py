@@ -37,5 +37,5 @@ def test_a_change_without_effect_that_ran_after_other_programs_had_ended_is_not_
     for at, row in enumerate(csv.DictReader(lines)):
         known = (float(row["pace"]), at, int(row["tokens"]))
         runs[int(row["code"])].append(Run(int(row["seed"]), float(row["val_bpb"]), *known))
-    candidate, incumbent, *others = paced([Code(code, runs[code], work=3 * (code == 3)) for code in (3, 0, 1, 2)])
+    candidate, incumbent, *others = paced([Code(code, runs[code], work=3 * (code == 3)) for code in (3, 0, 1, 2)], 0)
     assert decide(candidate, incumbent, others, new_seed=9).verdict == "discard"

@@ -79,7 +79,7 @@ class Experiment:
     same_work: bool = False  # it does the same work for a token as the incumbent that it changes
     work: int = 0  # the first experiment that does the same work for a token
     timed: tuple[int, float, float] | None = None  # as in lab.loop.verdict.Code
-    attempted: bool = False  # it was timed, or that failed
+    timing_tried: bool = False  # it was timed, or that failed
     selected: int = 0  # number of its first runs, on which it was kept
     val_bpb: float | None = None  # the baseline's, plus the difference by the verdicts
     runs: int = 0  # valid or not
@@ -205,9 +205,8 @@ class State:
     def judge(self, rigor: Rigor = "full", to_come: int | None = None) -> Decision:
         """The verdict on the pending experiment, once `step` says "judge"; `to_come` as in `decide`."""
         best = self.incumbent
-        candidate, *known = paced(
-            [e.code for e in (self.pending, *([best] if best else []), *self.teachers())], best.work if best else 0
-        )
+        codes = [e.code for e in (self.pending, *([best] if best else []), *self.teachers())]
+        candidate, *known = paced(codes, (best or self.pending).work)
         return decide(
             candidate,
             known[0] if best else None,
@@ -220,13 +219,10 @@ class State:
         )
 
     @property
-    def untimed(self) -> bool:
-        """Whether the pending experiment does other work for a token than the incumbent, and is to be compared with it
-        by the pace of their runs, but was not timed against it."""
-        now, best = self.pending, self.incumbent
-        if not now or not best or now.attempted or now.work == best.work or self._next.action != "judge":
-            return False
-        return bool(now.results) and all(run.pace and run.tokens for run in now.results)
+    def can_be_timed(self) -> bool:
+        """Whether the pending experiment has a run and may be timed in turn with the incumbent before its verdict."""
+        now = self.pending
+        return bool(now and now.results and self.incumbent and not now.timing_tried and self._next.action == "judge")
 
     def teachers(self) -> list[Experiment]:
         """What the verdict estimates seeds and noise from: the kept ones and the last others with several runs."""
@@ -248,7 +244,11 @@ class State:
         _check_values(fields)
         if event == "run" and fields["status"] == "ok" and fields["val_bpb"] is None:
             raise ValueError("run without val_bpb")
-        if event == "timed" and fields["ratio"] is not None and not (fields["error"] or 0) > 0:
+        if (
+            event == "timed"
+            and fields["ratio"] is not None
+            and not 0 < (fields["error"] or 0) < 10 > abs(fields["ratio"])
+        ):
             raise ValueError("timed without its error")
         if event == "verdict" and not self._can_follow(fields["verdict"], fields["who"]):
             raise ValueError(
@@ -262,7 +262,7 @@ class State:
     def _expected(self, event: str) -> dict[str, Any]:
         """The values that the event must have. ValueError if another event is next."""
         now = self.step()
-        if event == "timed" and not self.untimed:
+        if event == "timed" and not self.can_be_timed:
             raise ValueError(f"timed does not follow: next is {now}")
         if event in ("skipped", "hopeless"):
             if now.action not in ("run", "judge") or self.pending.baseline:
@@ -373,7 +373,7 @@ class State:
         judged.val_bpb = best.val_bpb + record["delta"]
 
     def _timed(self, record: dict[str, Any]) -> None:
-        self.pending.attempted = True
+        self.pending.timing_tried = True
         if record["ratio"] is not None:
             self.pending.timed = record["work"], record["ratio"], record["error"]
 

@@ -16,11 +16,13 @@ def time_in_turn(night: Any, decision: Decision) -> bool:
     """Time the pending experiment against the incumbent and record it, unless `decision` stands without it or it was
     done before. Whether it was recorded."""
     state = night.journal.state
+    now, best = state.pending, state.incumbent
     stands = decision.verdict == "discard" or -decision.delta > SURE * decision.error
     short = night.runner.settings["minutes"] < TIMED_MINUTES
-    if stands or short or night.rigor == "none" or not state.untimed:
+    if stands or short or night.rigor == "none" or not state.can_be_timed or now.work == best.work:
         return False
-    now, best = state.pending, state.incumbent
+    if not all(run.pace and run.tokens for run in now.results + best.results):
+        return False  # then nothing is known about their speeds
     ratio, error = night.runner.timed_in_turn(night.branch.source(now.commit), night.branch.source(best.commit))
     night.journal.record("timed", id=now.id, work=best.work, ratio=ratio, error=error)
     if ratio is not None:

@@ -317,8 +317,9 @@ class Runner:
     def _tokens_per_second(self, source: str) -> float | None:
         """Of some seconds of training; None if that fails."""
         run_dir = self._empty("reference")
-        self._train(run_dir, source, 0, PREFLIGHT_SECONDS, "--minutes", str(TIMED_SECONDS / 60))
-        speed = read_curve(run_dir / "steps.jsonl").speed
+        limit = self.start_limit() + TIMED_SECONDS + SLACK_SECONDS
+        outcome = self._train(run_dir, source, 0, limit, "--minutes", str(TIMED_SECONDS / 60))
+        speed = read_curve(run_dir / "steps.jsonl").speed if outcome.status == "ok" else None
         for path in leftovers(run_dir):
             remove(path, self.folder)
         return speed

@@ -5,9 +5,13 @@ from random import Random
 
 import pytest
 
-from lab.loop.pace import paced
+from lab.loop import pace
 from lab.loop.space import same_work
 from lab.loop.verdict import Code, Run
+
+
+def paced(codes: list[Code]) -> list[Code]:
+    return pace.paced(codes, against=0)
 
 
 def codes(paces: dict[int, list[float]], error: float = 0.0, speeds=(1e6, 2e6), seed: int = 0) -> list[Code]:
@@ -56,6 +60,28 @@ def test_works_that_were_timed_in_turn_differ_as_they_were_timed():
     assert timed.doubt < 0.2 * before.doubt
     assert logs(timed)[0] - logs(its)[0] == pytest.approx(-0.3, abs=0.003)
     assert paced([base, other._replace(timed=(7, ratio, 0.001))])[1].doubt == before.doubt  # a work that is not there
+
+
+@pytest.mark.parametrize("timed", [None, (0, log(2), 0.006)])
+def test_a_machine_that_changes_at_once_is_not_taken_for_the_change(timed):
+    jumped = {0: [0.01 * i for i in range(10)], 1: [0.24, 0.25, 0.26]}  # 0.15 faster than before, then as it was
+    base, other = codes(jumped, error=0.004, seed=5)
+    runs = [run._replace(at=at) for at, run in enumerate([*base.runs, *other.runs])]
+    found = paced([base._replace(runs=runs[:10]), other._replace(runs=runs[10:], timed=timed)])
+    assert logs(found[1])[0] - logs(found[0])[9] == pytest.approx(0.15, abs=0.015)
+
+
+def test_seconds_that_contradict_the_runs_are_not_believed():
+    base, other = codes({0: [0.0] * 6, 1: [0.0, 0.01]}, error=0.005, seed=1)
+    its, timed = paced([base, other._replace(timed=(0, log(2) + 0.2, 0.006))])
+    assert logs(timed)[0] - logs(its)[0] == pytest.approx(0, abs=0.02)
+    assert timed.doubt > 0.008
+
+
+def test_nothing_is_compared_with_a_work_of_unknown_pace():
+    base, other = codes({0: [0.0] * 3, 1: [0.1, 0.2]}, error=0.05)
+    base = base._replace(runs=[*base.runs, Run(9, 1.0)])
+    assert paced([base, other]) == [base, other]
 
 
 def test_what_was_not_measured_stays_as_it_is():

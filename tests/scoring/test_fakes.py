@@ -97,7 +97,7 @@ MIXES = {
         STATE,
         "y = x + mx.random.normal((257,))\n        mx.random.seed(tokens.sum().item())\n        return y",
     ),
-    "depends on the time": (STATE, "return x + time.perf_counter() % 10 * mx.arange(257) / 257"),
+    "depends on the time": (STATE, "return x + time.perf_counter() % 100 * mx.arange(257)"),
     "depends on the process": (OTHERS, "return x + os.getpid() % 97 * mx.arange(257) / 257"),
     "draws random numbers": (STATE, "return x + mx.random.normal(x.shape)"),
 }

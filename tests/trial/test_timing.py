@@ -67,6 +67,11 @@ def test_a_source_is_timed_in_turn_with_another(checkout, bench, monkeypatch):
     assert ratio < -0.5
     assert error >= runner.TURN_ERROR
     assert bench.timed_in_turn("raise SystemExit(1)\n", source) == (None, None)
+    fails = source.replace(
+        "    for number in run.clock:\n", "    for number in run.clock:\n        assert number < 4\n"
+    )
+    assert fails != source
+    assert bench.timed_in_turn(fails, source) == (None, None)  # after steps that have a speed
     assert not list((bench.folder / "runs" / "reference").glob("checkpoint*"))
 
 
