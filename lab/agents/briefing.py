@@ -253,9 +253,9 @@ def refusal(entry: Mapping[str, Any]) -> Tried:
 
 
 def _remembered(one: Effect, trust: float) -> str:
-    changes = ", ".join(f"{name} {_short(one.was.get(name))} -> {_short(new)}" for name, new in one.values.items())
+    what = ", ".join(changes({"values": one.values, "was": one.was, "ideas": one.ideas}))
     where = "" if trust == 1 else ", on another task or machine"
-    return f"{one.effect:+.5f} ({one.low:+.5f} to {one.high:+.5f}) {one_line(changes, 120)} [night {one.night}{where}]"
+    return f"{one.effect:+.5f} ({one.low:+.5f} to {one.high:+.5f}) {one_line(what, 120)} [night {one.night}{where}]"
 
 
 def row(tried: Tried) -> str:
@@ -267,10 +267,6 @@ def row(tried: Tried) -> str:
     repeats = edit and named and in_words(edit) in tried.hypothesis  # adds nothing
     why = "" if repeats else f" {one_line(tried.hypothesis)}"
     return f"{tried.number:4d} {tried.verdict:8s} {delta}{what}{why}"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _bytes(text: str) -> int:

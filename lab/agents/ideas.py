@@ -1,9 +1,11 @@
 """Ideas as experiments: any of them by name, alone or together, and the share that `search` draws."""
 
+import dataclasses
 import random
 from collections.abc import Sequence
 
 from lab.agents.briefing import Briefing
+from lab.agents.memory import clear_ideas, spent
 from lab.loop.ideas import apply
 from lab.loop.proposal import Proposal, check, describe, in_words
 from lab.loop.source import Rejected
@@ -21,14 +23,17 @@ def proposal(briefing: Briefing, names: Sequence[str], agent: str) -> Proposal:
 
 
 def draw(briefing: Briefing, seed: int, share: float = SHARE, agent: str = "search") -> Proposal | None:
-    """An untried idea in `share` of all experiments, else None: a function of the briefing and the seed alone."""
+    """An untried idea, else None: at once what gained in earlier nights, then one in `share` of all experiments, what
+    lost there last. A function of the briefing and the seed alone."""
     chance = random.Random(f"idea {seed} {briefing.number} {briefing.attempt}")
-    if chance.random() >= share:
-        return None
-    names = briefing.ideas_left()
-    for name in chance.sample(names, len(names)):
+    left, effects = briefing.ideas_left(), clear_ideas(briefing.memory)
+    gained = [] if spent(briefing.history) else sorted((n for n in left if effects.get(n, 0.0) < 0), key=effects.get)
+    others = chance.sample(left, len(left)) if chance.random() < share else []
+    for name in [*gained, *sorted(others, key=lambda name: effects.get(name, 0.0) > 0)]:
         try:
-            return proposal(briefing, [name], agent)
+            found = proposal(briefing, [name], agent)
         except Rejected:  # it does not fit the incumbent, or was refused before
             continue
+        night = next((one.night for one, _ in briefing.memory if name in gained and one.ideas == (name,)), "")
+        return dataclasses.replace(found, edit=found.edit | {"memory": night}) if night else found
     return None

@@ -5,7 +5,8 @@ lines of other nights when a night starts. Remove the file, or lines of it, to f
 
     night, id, date            the tag, the number of the experiment there, and the day it was written
     task, machine              what it was found on; evidence from elsewhere counts less (`trust`)
-    verdict, values, was       keep or discard, and the change of constants
+    verdict                    keep or discard
+    values, was, ideas         what changed: constants, or ideas by name; lines of earlier versions lack the ideas
     effect, low, high, runs    change of val_bpb, its 95 % interval, and the runs of the candidate behind it
 """
 
@@ -22,6 +23,7 @@ from lab.files import write_atomic
 from lab.loop.history import Experiment
 
 FILE = "ledger.jsonl"  # in nights/
+CHANGE = (("values", {}), ("was", {}), ("ideas", ()))  # of an edit (lab.loop.proposal)
 ELSEWHERE = 0.5  # trust in evidence of another task, and of another machine
 
 
@@ -39,6 +41,7 @@ class Effect:
     low: float
     high: float
     runs: int
+    ideas: tuple[str, ...] = ()
 
     def trust(self, task: str, machine: str) -> float:
         """How much it counts for this task on this machine, from 0 to 1."""
@@ -52,15 +55,17 @@ def effect(e: Experiment, known: Sequence[Experiment]) -> float | None:
 
 
 def effects(night: str, task: str, machine: str, known: Sequence[Experiment]) -> list[Effect]:
-    """The lines of a night: its settled experiments that changed constants alone and gave a number."""
-    lines = []
+    """The lines of a night: its settled experiments that changed constants alone, or brought ideas, and gave a
+    number."""
+    lines, today = [], f"{date.today()}"
     for e in known:
-        values, change = (e.edit or {}).get("values"), effect(e, known)
-        if e.status in ("keep", "discard") and not e.baseline and values and change is not None:
+        values, was, ideas = ((e.edit or {}).get(name, default) for name, default in CHANGE)
+        change = effect(e, known)
+        if e.status in ("keep", "discard") and not e.baseline and (values or ideas) and change is not None:
             half = 1.96 * (e.error or 0.0)
             found = [round(number, 6) for number in (change, change - half, change + half)]
-            was, today = e.edit.get("was", {}), f"{date.today()}"
-            lines.append(Effect(night, e.id, today, task, machine, e.status, values, was, *found, len(e.results)))
+            made = night, e.id, today, task, machine, e.status, values, was
+            lines.append(Effect(*made, *found, len(e.results), tuple(ideas)))
     return lines
 
 
@@ -90,7 +95,8 @@ def read(path: Path) -> list[Effect]:
     found = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
-            found.append(Effect(**json.loads(line)))
-        except (ValueError, TypeError):
+            row = json.loads(line)
+            found.append(Effect(**row | {"ideas": tuple(row.get("ideas", ()))}))
+        except (ValueError, TypeError, AttributeError):
             raise UserError(f"{path}: line {number} is damaged; remove the line, or the file to forget all") from None
     return found

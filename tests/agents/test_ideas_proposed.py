@@ -13,12 +13,14 @@ from lab.agents.answers import parse_answer
 from lab.agents.briefing import Tried, brief, row
 from lab.agents.choose import choose_agent
 from lab.agents.command import Command
+from lab.agents.memory import MISSES
 from lab.agents.model import IDEAS, LocalModel
 from lab.agents.ollama_client import Server
 from lab.agents.search import Search
 from lab.errors import UserError
 from lab.loop import ideas as idea_files
 from lab.loop.history import Experiment, State
+from lab.loop.ledger import Effect
 from lab.loop.proposal import describe
 from lab.loop.source import Rejected, fingerprint, set_constant
 from lab.preset import load as load_preset
@@ -92,6 +94,37 @@ def test_the_share_of_draws(known, share, count):
     drawings = [drawn.draw(briefing(number, ideas=known), 0, share) for number in range(1, 101)]
     assert abs(len([d for d in drawings if d]) - count) <= (12 if 0 < share < 1 else 0)
     assert drawn.draw(briefing(1), 0, 1.0) is None  # without ideas
+
+
+def remembered(name: str, change: float, night: str = "old") -> tuple[Effect, float]:
+    low, high = change - 1e-3, change + 1e-3
+    return Effect(night, 1, "2026-11-01", "task", "M4", "keep", {}, {}, change, low, high, 4, (name,)), 1.0
+
+
+def test_what_gained_in_earlier_nights_comes_at_once_and_what_lost_there_last(known):
+    memory = [remembered("idea3", -0.003), remembered("idea1", -0.009), remembered("idea2", 0.02),
+              remembered("idea4", -0.0005)]  # fmt: skip
+    history, proposals = [], []
+    for number in range(1, 9):
+        now = briefing(number, ideas=known, history=tuple(history), memory=memory)
+        proposals.append(drawn.draw(now, 0, 1.0))
+        history += [outcome(number, proposals[-1], "keep")] if proposals[-1] else []
+        if number < 3:
+            assert drawn.draw(now, 0, 0.0).source == proposals[-1].source
+    order = [name for p in proposals if p for name in p.edit["ideas"]]
+    assert order[:2] == ["idea1", "idea3"]
+    assert order[-1] == "idea2"
+    assert sorted(order) == NAMES
+    assert [p.edit.get("memory") for p in proposals[:3]] == ["old", "old", None]
+    assert "-0.00900 (-0.01000 to -0.00800) idea idea1 [night old]" in briefing(1, memory=memory).render(5000)
+
+
+def test_ideas_that_earlier_nights_praised_wrongly_cost_a_few_experiments(known):
+    memory, history = [remembered(name, -0.01) for name in NAMES], []
+    for number in range(1, 7):
+        proposal = drawn.draw(briefing(number, ideas=known, history=tuple(history), memory=memory), 0, 0.0)
+        history += [outcome(number, proposal, "discard")] if proposal else []
+    assert len(history) == MISSES
 
 
 def test_several_ideas_are_one_proposal_and_what_does_not_fit_is_refused(known):

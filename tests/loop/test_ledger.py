@@ -12,6 +12,7 @@ from lab.agents.memory import MISSES, suggestions
 from lab.agents.search import Search
 from lab.errors import UserError
 from lab.loop import ledger
+from lab.loop.history import Experiment
 from lab.loop.ledger import Effect
 from lab.loop.source import fingerprint
 
@@ -46,6 +47,19 @@ def test_a_night_writes_its_changes_of_constants_and_keeps_those_of_other_nights
     path.unlink()  # forgotten: only the night at hand is written again
     night.go(1)
     assert {one.night for one in ledger.read(path)} == {"n"}
+
+
+def test_an_idea_has_a_line_and_lines_of_before_have_none(tmp_path):
+    tried = Experiment(1, "search", "", "c" * 40, "", 5, {"form": "code", "definitions": ["f"], "ideas": ["squash"]})
+    tried.status, tried.delta, tried.error, tried.parent = "discard", 0.004, 0.001, 0
+    code = dataclasses.replace(tried, id=2, edit={"form": "code", "definitions": ["f"]})
+    path = tmp_path / ledger.FILE
+    ledger.update(path, "n", ledger.effects("n", *HERE, [dataclasses.replace(tried, id=0, baseline=True), tried, code]))
+    (found,) = ledger.read(path)
+    assert (found.id, found.values, found.ideas, found.effect) == (1, {}, ("squash",), 0.004)
+    path.write_text(path.read_text().replace(', "ideas": ["squash"]', ""))
+    assert ledger.read(path)[0].ideas == ()
+    assert list(suggestions([(found, 1.0)], ())) == []
 
 
 def test_a_line_keeps_its_day(tmp_path):
