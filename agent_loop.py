@@ -79,8 +79,8 @@ class Night:
         self.last = last if final else None
         self.runner.ended = lambda: bool(self.skip_reason() or self.losing())
         while True:
-            self.branch.reset(state.head())
-            step = state.step()
+            if (step := state.step()).action in ("propose", "run"):
+                self.branch.reset(state.head())
             if step.action in ("run", "judge") and (reason := self.skip_reason()):
                 self.settle("skip", reason)
             elif self.watch.lost is not None:

@@ -7,7 +7,7 @@ pace.csv    one row a run of five minutes of the same code and seed: tokens, val
             how long another program ran beside it (seconds; 0 for none)
 slope.csv   one row a run of one minute, at a varying speed of the machine, of codes that differ in Adam's epsilon only:
             code, seed, tokens, val_bpb, speed
-busy.csv    one row a run of half a minute, in their order, the first nine beside other programs: code (0 the baseline,
+busy.csv    one row a run of half a minute, in their order, the first ten beside other programs: code (0 the baseline,
             the others change nothing that matters), seed, val_bpb, pace, tokens
 curves.csv  one row a run, those of pairs.csv and others with larger changes: code, model (1 if only the model was
             changed), seed, val_bpb, seconds of training, and for each step its tokens (in units of 1,024) and its loss

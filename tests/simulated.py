@@ -1,6 +1,7 @@
 """A night in which only the training is simulated: real git, journal, agent and checks."""
 
 import random
+from math import exp
 from pathlib import Path
 
 from checkout import git
@@ -16,7 +17,8 @@ from lab.trial.runner import Measured
 
 
 class SimulatedBench:
-    """Runs take no time and give noise around a value; `spoil` says which runs the machine spoils."""
+    """Runs take no time and give noise around a value, on a machine whose speed varies by 1 %. `spoil` says which runs
+    the machine spoils."""
 
     def __init__(self, spoil=lambda name: False):
         self.settings = {"preset": to_dict(load("offline")), "minutes": 5.0}
@@ -30,8 +32,12 @@ class SimulatedBench:
         self.names.append(name)
         if self.spoil(name):
             return Measured("invalid", None, 0.1, 5.0, "the machine slept for 60 s")
-        value = 1.0 + self.random.gauss(0, 0.003)
-        return Measured("ok", value, 0.1, 5.0, "", test_bpb=value + 0.1 if test else None)
+        value, pace = 1.0 + self.random.gauss(0, 0.003), exp(self.random.gauss(0, 0.01))
+        known = {"tokens": round(1e6 * pace), "speed": pace, "pace": pace}
+        return Measured("ok", value, 0.1, 5.0, "", test_bpb=value + 0.1 if test else None, **known)
+
+    def timed_in_turn(self, source: str, other: str) -> tuple[float | None, float | None]:
+        return self.random.gauss(0, 0.006), 0.006
 
 
 def begin(folder: Path, **options) -> agent_loop.Night:

@@ -9,7 +9,8 @@ from conftest import environment
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 NOTEBOOK = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "MPLCONFIGDIR": "/dev/null/none", "TERM": "dumb"}
-NIGHT = ("agent_loop.py", "run", "--agent", "search", "--minutes", MINUTES, "--max-experiments", 1, "--tag")
+NIGHT = ("agent_loop.py", "run", "--agent", "search", "--minutes", MINUTES, "--max-experiments", 1, "--rigor", "none",
+         "--tag")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +26,17 @@ def output(checkout: Checkout, *arguments: object, **more: str) -> str:
     return (done.stdout + done.stderr).decode("ascii" if more.get("LC_ALL") else "utf-8")
 
 
-def test_a_terminal_that_knows_ascii_alone_shows_question_marks_and_files_stay_utf_8(checkout):
+@pytest.fixture(scope="module")
+def printed(checkout):
+    """What a night prints on a terminal that knows ASCII alone; its train.py has other letters."""
     source = checkout.folder / "train.py"
     source.write_text(source.read_text(encoding="utf-8") + "# größer als µ\n", encoding="utf-8")
     checkout.git("-c", "user.name=u", "-c", "user.email=u@localhost", "commit", "--quiet", "-am", "größer")
+    return output(checkout, *NIGHT, "ascii", **ASCII)
+
+
+def test_a_terminal_that_knows_ascii_alone_shows_question_marks_and_files_stay_utf_8(checkout, printed):
     output(checkout, "train.py", "--steps", 2, **ASCII)
-    printed = output(checkout, *NIGHT, "ascii", **ASCII)
     assert "±" not in printed
     assert "?" in printed
     worktree = checkout.folder / "nights" / "ascii" / "worktree" / "train.py"
@@ -42,12 +48,10 @@ def test_a_terminal_that_knows_ascii_alone_shows_question_marks_and_files_stay_u
 @pytest.mark.parametrize(
     "more", [NOTEBOOK, {"PYTHONOPTIMIZE": "2"}, {"PYTHONWARNINGS": "error", "COLUMNS": "0"}], ids=str
 )
-def test_a_report_is_written_whatever_the_environment_holds(checkout, tmp_path, more):
+def test_a_report_is_written_whatever_the_environment_holds(checkout, printed, tmp_path, more):
     rc = tmp_path / "matplotlibrc"
     rc.write_text("text.usetex: True\n", encoding="utf-8")
-    if not (checkout.folder / "nights" / "drawn").is_dir():
-        output(checkout, *NIGHT, "drawn")
-    output(checkout, "agent_loop.py", "report", "--tag", "drawn", "--no-stories", MATPLOTLIBRC=str(rc), **more)
+    output(checkout, "agent_loop.py", "report", "--tag", "ascii", "--no-stories", MATPLOTLIBRC=str(rc), **more)
 
 
 def test_make_keeps_pythons_own_variables_from_the_commands(checkout, tmp_path):

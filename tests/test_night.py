@@ -43,6 +43,7 @@ def test_many_experiments_in_flat_memory_with_a_bounded_briefing(night):
     assert git(n.branch.worktree, "rev-parse", "HEAD") == state.head()
     kept = sum(e.status == "keep" for e in state.experiments[1:])
     assert kept <= 0.05 * 60  # the simulated changes do nothing
+    assert any(e.timed for e in state.experiments)
 
 
 def test_an_experiment_whose_runs_are_always_spoiled_is_given_up_and_the_night_goes_on(night):

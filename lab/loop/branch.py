@@ -45,7 +45,7 @@ class Branch:
         those that were moved, copied or lost. Raises UserError if that would touch anything that is not ours."""
         inside(self.worktree / ".git", self.repository)
         common, own = repository(self.repository), self.worktree / ".git"
-        for checkout in (common, self.repository / ".git"):
+        for checkout in {common, (self.repository / ".git").resolve()}:
             if branch(checkout) == self.ref:
                 raise UserError(f"{self.name} is checked out in {self.repository}; run there: git switch -")
         self._restore(common, start)
@@ -63,6 +63,11 @@ class Branch:
     @property
     def ref(self) -> str:
         return f"refs/heads/{self.name}"
+
+    @property
+    def _head(self) -> bytes:
+        """git's content of HEAD where the branch is checked out."""
+        return f"ref: {self.ref}\n".encode()
 
     def _entry(self, common: Path) -> Path | None:
         """The entry in our repository, if it and this worktree point to each other."""
@@ -139,8 +144,9 @@ class Branch:
         shared = own / "commondir"
         if not shared.is_file() or shared.read_bytes() != COMMON:
             write_atomic(shared, COMMON)
-        if branch(own) != self.ref:
-            write_atomic(own / "HEAD", f"ref: {self.ref}\n")
+        head = own / "HEAD"
+        if not head.is_file() or head.read_bytes() != self._head:
+            write_atomic(head, self._head)
         put = (*unfiltered(self.worktree), "reset", "--quiet", "--hard", commit)
         try:
             git(self.worktree, *put)

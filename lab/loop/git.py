@@ -138,14 +138,16 @@ def repository(checkout: Path) -> Path:
     repository with a commit; an unpacked archive or a copy of a worktree is not."""
     own = checkout / ".git"
     missing = UserError(f"{checkout} is not a separate git repository, which a night needs; {ADVICE}")
-    at = ("--git-dir=.git", "rev-parse", "--show-toplevel", "--absolute-git-dir", "--git-common-dir")
+    folders = ("--show-toplevel", "--absolute-git-dir", "--git-common-dir")
     try:
-        top, folder, common = ((checkout / path).resolve() for path in os.fsdecode(run(checkout, *at)).splitlines())
+        printed = run(checkout, "--git-dir=.git", "rev-parse", *folders, "--revs-only", "HEAD")
+        lines = os.fsdecode(printed).splitlines()
+        top, folder, common = ((checkout / path).resolve() for path in lines[: len(folders)])
     except UserError as error:
         raise (error if own.is_dir() else missing) from None
     if top != checkout.resolve() or (folder != common and named(folder) != own.resolve()):
         raise missing
-    if not git(checkout, "rev-parse", "--verify", "--quiet", "HEAD", check=False):
+    if len(lines) == len(folders):
         raise UserError(f"the repository {checkout} has no commit yet; run there: git add -A && git commit -m start")
     return common
 

@@ -441,14 +441,14 @@ def test_many_experiments_cost_little_memory_and_the_same_time_each():
     state, halves = State(), []
     tracemalloc.start()
     try:
-        _long_night(state, 300)
+        _long_night(state, 150)
         memory = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
-    assert memory < 300 * 3000  # bytes; a hypothesis as given is 40,000
+    assert memory < 150 * 3000  # bytes; a hypothesis as given is 40,000
     assert len(state.refusals) == 20
-    assert state.refused == 900
-    for size in (100, 800):
+    assert state.refused == 450
+    for size in (60, 480):
         began = time.process_time()
         _long_night(State(), size)
         halves.append((time.process_time() - began) / size)

@@ -95,9 +95,9 @@ def test_gits_environment_variables_have_no_effect(checkout, tmp_path, name):
     theirs = repository(tmp_path / "theirs")
     inner = {"GIT_WORK_TREE": "", "GIT_INDEX_FILE": ".git/index", "GIT_OBJECT_DIRECTORY": ".git/objects"}
     before = sorted(path for path in theirs.rglob("*") if "objects" in path.parts)
-    for tag in ("new", "n"):
+    for tag, rigor in (("new", "none"), ("n", "full")):
         value = str(theirs / inner.get(name, ".git"))
-        checkout.python(*RESUME, tag, "--minutes", "0.02", **{name: value})
+        checkout.python(*RESUME, tag, "--minutes", "0.02", "--rigor", rigor, **{name: value})
         assert agrees(checkout, tag)
     assert untouched(theirs)
     assert sorted(path for path in theirs.rglob("*") if "objects" in path.parts) == before
