@@ -100,7 +100,7 @@ def test_every_package_has_hashes(name):
 def test_the_locks_differ_in_the_backend_alone():
     cpu, cuda = map(pinned, LOCKS)
     only_cpu, only_cuda = cpu.keys() - cuda.keys(), cuda.keys() - cpu.keys()
-    assert only_cpu == {"mlx-cpu", "mlx-metal", "ngsolve-openblas"}
+    assert only_cpu == {"mlx-cpu", "ngsolve-openblas"}
     assert {name for name in only_cuda if not name.startswith("nvidia-")} == {"mlx-cuda-13"}
     assert {"nvidia-cuda-nvrtc", "nvidia-cudnn-cu13", "nvidia-cublas"} <= only_cuda
     assert all(cpu[name] == cuda[name] for name in cpu.keys() & cuda.keys())
