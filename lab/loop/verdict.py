@@ -16,7 +16,8 @@ more, from which it estimates the effects of the seeds. Its priors, as shares of
   beyond SMALL (0.0066 at an effect of 0.074): their noise grows in proportion, so they are not used to estimate the
   noise of small ones.
 - The slope is SLOPE +- SLOPE_SD: it is steeper the fewer tokens a run gets. Measured, as a share of val_bpb: -0.078 and
-  -0.124 with 2 million, -0.24 with half a million (docs/recorded). The night's own runs narrow it down.
+  -0.124 with 2 million, -0.24 with half a million (docs/recorded). The night's own runs narrow it down, above all
+  repeats of the same code and seed at another pace: these differ by the slope, with an sd of REPEAT.
 - A kept change was selected for a good result (winner's curse). So each incumbent has a normal prior centred on the
   code that it changes, as wide as its effect and at least KEPT.
 
@@ -31,7 +32,7 @@ against a gain of GAIN pair sds bounds t from both sides (`bounds`):
 - where the pace is not known, the incumbent repeats CONTROLS of the shared seeds before a change is kept. The same
   code and seed should score the same: the gain must exceed what the machine did to these scores;
 - otherwise the run that reduces the error most is next: the candidate with a seed that the incumbent has, the
-  incumbent with one that the candidate has, or both with a new one.
+  incumbent with one that the candidate has, or both with a new one; or the incumbent repeats a seed at today's pace.
 
 The baseline runs with BASELINE_RUNS seeds. A kept change runs with FRESH new seeds before the next candidate, because
 these did not select it; with fewer when few experiments remain, and with none if it is better than its parent by more
@@ -57,6 +58,7 @@ import numpy as np
 
 SEED = 0.0075  # sd of a run with another seed, share of val_bpb
 PAIR = 0.0018  # sd of a difference at the same seed, share of val_bpb
+REPEAT = 0.0012  # sd of a run of the same code and seed at an equal number of tokens, share of val_bpb
 DOUBT = 0.5  # sd of the logarithm of either: weighs 1 / (2 * DOUBT^2) = 2 degrees of freedom
 SLOPE, SLOPE_SD = -0.12, 0.08  # val_bpb on log(pace), share of val_bpb
 SMALL = 0.01  # largest effect of a code whose runs estimate the noise of pairs, share of val_bpb
@@ -119,6 +121,12 @@ class Code(NamedTuple):
         """One run for each seed, the mean of its repeats: these share their noise."""
         repeats = [[run for run in self.runs if run.seed == seed] for seed in dict.fromkeys(r.seed for r in self.runs)]
         return [Run(g[0].seed, fmean(r.value for r in g), exp(fmean(r.x for r in g))) for g in repeats]
+
+    @property
+    def repeats(self) -> list[tuple[Run, Run]]:
+        """Each run with the mean of its seed."""
+        means = {mean.seed: mean for mean in self.by_seed}
+        return [(run, means[run.seed]) for run in self.runs]
 
 
 @dataclass(frozen=True)
@@ -289,8 +297,11 @@ class Fit:
         design[np.arange(len(runs)), [self.seeds[run.seed] for run in runs]] = 1
         design[:, -1] = [run.x for run in runs]
         values = np.array([run.value for run in runs])
-        self.scale, self.x = float(values.mean()), runs[-1].x
+        self.scale, self.x = float(values.mean()), max((r for code in codes for r in code.runs), key=lambda r: r.at).x
         values -= self.scale
+        # Repeats of the same code and seed at another pace tell the slope alone, and that almost without noise.
+        within = [(run.x - mean.x, run.value - mean.value) for code in codes for run, mean in code.repeats]
+        self.steep = sum(x * x for x, _ in within), sum(x * value for x, value in within)
         self.variance, self.seed_sd, self.df = (PAIR * self.scale) ** 2 / 2, SEED * self.scale, PRIOR_DF
         self.weights = np.ones(len(runs))
         for _ in range(2):
@@ -322,12 +333,13 @@ class Fit:
         prior[-1] = slope_sd**-2
         weighted = design.T * (self.weights / self.variance)
         precision = weighted @ design + np.diag(prior)
+        precision[-1, -1] += self.steep[0] / (REPEAT * self.scale) ** 2
         for i, j in kept:
             weight = max(KEPT * self.scale, abs(self.mean[i] - self.mean[j])) ** -2
             precision[[i, j], [i, j]] += weight
             precision[[i, j], [j, i]] -= weight
         pull = weighted @ values
-        pull[-1] += slope / slope_sd**2
+        pull[-1] += slope / slope_sd**2 + self.steep[1] / (REPEAT * self.scale) ** 2
         self.cov = np.linalg.inv(precision)
         self.mean = self.cov @ pull
 
@@ -355,7 +367,8 @@ class Fit:
     def next_run(self, candidate: Code, incumbent: Code, new_seed: int, remeasure: bool) -> tuple[Who, int] | None:
         """(who, seed) of the run that reduces the error most, at the pace of the last run. None if there is none.
 
-        A new seed takes two runs and counts half; the incumbent starts, since later comparisons use its run too."""
+        A new seed takes two runs and counts half; the incumbent starts, since later comparisons use its run too. A
+        repeat of one of its seeds, once for each, tells the slope if the pace is another."""
         mine, its = self.codes[candidate.id], self.codes[incumbent.id]
         variance, link = self._difference(mine, its)[1], self.cov[mine] - self.cov[its]
         options: dict[tuple[Who, int], float] = {}
@@ -368,6 +381,11 @@ class Fit:
                 options[who, seed] = (link[at] @ weights) ** 2 / (
                     self.variance + weights @ self.cov[np.ix_(at, at)] @ weights
                 )
+        once = [run for run in incumbent.runs if sum(other.seed == run.seed for other in incumbent.runs) == 1]
+        for run in once if remeasure else ():
+            x = self.x - run.x
+            noise = 2 * (REPEAT * self.scale) ** 2 + x * x * self.cov[-1, -1]
+            options["incumbent", run.seed] = (x * link[-1]) ** 2 / noise
         if remeasure:
             options["incumbent", new_seed] = variance**2 / (variance + 2 * self.variance) / 2
         return max(options, key=options.get, default=None)

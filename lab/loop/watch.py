@@ -20,6 +20,8 @@ class Watch:
 
     def losing(self, state: State, branch: Branch, runs: Path, run_dir: Path | None) -> bool:
         """Whether the run in `run_dir` should end, looked at every few seconds. `runs` has the incumbent's."""
+        if self.lost is not None:
+            return True  # asked again: by the guard, then by the runner
         now, best, step = state.pending, state.incumbent, state.step()
         if not self.on or not run_dir or not now or now.results or step.who == "incumbent":
             return False

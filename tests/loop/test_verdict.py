@@ -189,6 +189,19 @@ def test_a_run_at_another_pace_is_corrected_and_known_less_well(pace):
     assert judged(Code(1, slow[:1]), Code(0, base)).verdict == "again"  # too little is known to discard it
 
 
+def test_on_a_machine_that_became_slower_the_incumbent_repeats_a_seed_which_tells_the_slope():
+    true = -0.2
+    mine = Code(1, [Run(1, 0.998 + SEEDS[1] + true * log(0.75), 0.75, at=9)])
+    teacher = Code(5, [Run(7, 1 + SEEDS[7], 1.0), Run(8, 1 + SEEDS[8], 1.0)])
+    found = judged(mine, others=[teacher])
+    assert (found.verdict, found.who) == ("again", "incumbent")
+    assert found.seed in BASELINE.seeds
+    repeat = Run(found.seed, 1 + SEEDS[found.seed] + true * log(0.75), 0.75, at=10)
+    again = BASELINE._replace(runs=[*BASELINE.runs, repeat])
+    assert Fit([mine, again], again).slope == pytest.approx(true, abs=0.01)
+    assert judged(mine, again, [teacher]).error < 0.1 * found.error
+
+
 @pytest.mark.parametrize("slope", [-0.07, -0.28])
 def test_the_slope_is_learned_from_the_runs_of_a_night(slope):
     paces = {1: 1.0, 2: 0.7, 3: 0.9, 4: 1.1, 5: 0.8, 6: 1.0}
@@ -248,6 +261,21 @@ def test_an_incumbent_that_crashes_is_not_asked_again():
         for effect in (-0.02, -0.001, 0.0):
             found = judged(code(1, effect, seeds, noise=0.002), remeasure=False)
             assert (found.verdict, found.who) != ("again", "incumbent")
+
+
+def test_a_comparison_ends_on_a_machine_that_changes_with_every_run(monkeypatch):
+    import benchmarks.verdict as simulation
+
+    def run(night, *arguments):
+        assert night.runs < 40
+        plain(night, *arguments)
+
+    plain = simulation.Night.run
+    monkeypatch.setattr(simulation.Night, "run", run)
+    pace = {"alternates": lambda minutes, rng: 0.3 * (int(minutes / simulation.RUN_MINUTES) % 2)}
+    monkeypatch.setattr(simulation, "MACHINES", pace)
+    for seed in range(10):
+        simulation.simulate("paired", seed, "alternates", [0.0])
 
 
 def test_every_comparison_ends():
@@ -335,7 +363,7 @@ def test_other_noises_than_the_priors_still_keep_few_null_changes(pair, monkeypa
 
 
 def test_the_benchmark_writes_its_figures_and_those_of_the_old_rule(tmp_path):
-    command = [sys.executable, "benchmarks/verdict.py", "--nights", "1", "--length", "6", "--out", tmp_path]
+    command = [sys.executable, "benchmarks/verdict.py", "--nights", "1", "--length", "10", "--out", tmp_path]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "verdict.json").read_text())
