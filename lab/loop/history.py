@@ -19,6 +19,7 @@ from lab.loop.verdict import Code, Decision, Rigor, Run, decide
 
 TEXT = 300  # characters of a hypothesis or reason kept in the state
 REFUSALS = 20  # last refused proposals kept in the state
+TIMINGS = 3  # of an experiment in turn with the incumbent, at most
 TEACHERS = 40  # most discarded experiments that a verdict reads: its time grows with their number
 # Fields of each event besides n, time and event; more may be added. id: experiment. commit: 40 hex digits. source:
 # sha256 of train.py. fingerprint: of its normalised AST ("" if it does not parse). nodes: of its AST. status:
@@ -79,7 +80,7 @@ class Experiment:
     same_work: bool = False  # it does the same work for a token as the incumbent that it changes
     work: int = 0  # the first experiment that does the same work for a token
     timed: tuple[int, float, float] | None = None  # as in lab.loop.verdict.Code
-    timing_tried: bool = False  # it was timed, or that failed
+    timings: int = 0  # how often it was timed; TIMINGS once that failed
     selected: int = 0  # number of its first runs, on which it was kept
     val_bpb: float | None = None  # the baseline's, plus the difference by the verdicts
     runs: int = 0  # valid or not
@@ -222,7 +223,7 @@ class State:
     def can_be_timed(self) -> bool:
         """Whether the pending experiment has a run and may be timed in turn with the incumbent before its verdict."""
         now = self.pending
-        return bool(now and now.results and self.incumbent and not now.timing_tried and self._next.action == "judge")
+        return bool(now and now.results and self.incumbent and now.timings < TIMINGS and self._next.action == "judge")
 
     def teachers(self) -> list[Experiment]:
         """What the verdict estimates seeds and noise from: the kept ones and the last others with several runs."""
@@ -373,9 +374,13 @@ class State:
         judged.val_bpb = best.val_bpb + record["delta"]
 
     def _timed(self, record: dict[str, Any]) -> None:
-        self.pending.timing_tried = True
+        now = self.pending
+        now.timings = TIMINGS if record["ratio"] is None else now.timings + 1
         if record["ratio"] is not None:
-            self.pending.timed = record["work"], record["ratio"], record["error"]
+            measured = [*([now.timed[1:]] if now.timed else []), (record["ratio"], record["error"])]
+            weights = [error**-2 for _, error in measured]
+            ratio = sum(weight * ratio for weight, (ratio, _) in zip(weights, measured, strict=True)) / sum(weights)
+            now.timed = record["work"], ratio, sum(weights) ** -0.5
 
     def _skipped(self, record: dict[str, Any]) -> None:
         self.pending.skipped, self.pending.reason = True, record["reason"][:TEXT]

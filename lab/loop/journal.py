@@ -8,8 +8,8 @@ event's other fields, and State there is the fold. The events of an experiment, 
     run        One training run and its score, valid or not. Its name (e0007-r2: experiment 7, second run) follows
                from the journal alone. Killed before: if results/<name>.json is whole, the loop records it instead of
                running again; if not, it deletes the run's folder and runs. A name is recorded once.
-    timed      The candidate's speed against the incumbent's, timed in turn, or null where that failed; once, before a
-               verdict. Killed before: it is timed again.
+    timed      The candidate's speed against the incumbent's, timed in turn, or null where that failed; before verdicts,
+               at most three times. Killed before: it is timed again.
     verdict    Written before git acts on it. "again" names who runs next.
     kept, discarded, crashed
                Close the experiment, after the branch was left or reset (both idempotent: repeat them).

@@ -11,15 +11,19 @@ from typing import Any
 from lab.loop.verdict import SURE, Decision
 from lab.trial.runner import TIMED_MINUTES
 
+KNOWN = 0.01  # error of the logarithm of the speed below which it is not timed again: other programs disturbed it
+
 
 def time_in_turn(night: Any, decision: Decision) -> bool:
-    """Time the pending experiment against the incumbent and record it, unless `decision` stands without it or it was
-    done before. Whether it was recorded."""
+    """Time the pending experiment against the incumbent and record it, unless `decision` stands without it or its speed
+    is known. Whether it was recorded."""
     state = night.journal.state
     now, best = state.pending, state.incumbent
     stands = decision.verdict == "discard" or -decision.delta > SURE * decision.error
     short = night.runner.settings["minutes"] < TIMED_MINUTES
     if stands or short or night.rigor == "none" or not state.can_be_timed or now.work == best.work:
+        return False
+    if now.timed and now.timed[2] < KNOWN:
         return False
     if not all(run.pace and run.tokens for run in now.results + best.results):
         return False  # then nothing is known about their speeds

@@ -15,12 +15,12 @@ RATIO, ERROR = -0.3, 0.006
 
 
 class Timed(simulated.SimulatedBench):
-    """Runs with tokens and a pace; DEPTH 9 gains a little and DEPTH 7 much, DEPTH 2 loses."""
+    """Runs with tokens and a pace; DEPTH 6 and 9 gain a little and DEPTH 7 much, DEPTH 2 loses."""
 
     times = 0
 
     def run(self, name, source, seed, test=False):
-        effect = {9: -0.01, 7: -0.2, 2: 0.2}
+        effect = {9: -0.01, 7: -0.2, 6: -0.002, 2: 0.2}
         value = 1.0 + 0.005 * (seed % 3) + sum(by for depth, by in effect.items() if f"DEPTH = {depth}" in source)
         return Measured(
             "ok", value, 0.1, 5.0, "", tokens=round(1e6 * exp(RATIO * ("DEPTH = 9" in source))), speed=1.0, pace=1.0
@@ -63,7 +63,7 @@ def test_a_promising_change_of_the_work_is_timed_once_before_its_verdict(night):
     named = events(night)
     assert named[named.index("timed") - 1 : named.index("timed") + 2] == ["run", "timed", "verdict"]
     tried = Journal(night.folder).state.experiments[1]
-    assert (tried.status, tried.timed) == ("keep", (0, RATIO, ERROR))
+    assert (tried.status, tried.timed) == ("keep", pytest.approx((0, RATIO, ERROR)))
     assert tried.code.timed == tried.timed
 
 
@@ -83,6 +83,19 @@ def test_short_runs_and_upstreams_rule_time_nothing(night, case):
     night.runner.settings["minutes"] = 0.2 if case == "short" else 5.0
     night.go(1)
     assert night.runner.times == 0
+
+
+def test_a_timing_that_other_programs_disturbed_is_repeated_before_the_next_verdict(night):
+    errors = [0.03, 0.04, 0.012, 0.001]
+    night.runner.timed_in_turn = lambda *_: (errors[0], errors.pop(0))
+    night.agent = Set("DEPTH", 6)
+    night.go(1)
+    named = events(night)
+    assert errors == [0.001]  # three times
+    assert named[named.index("timed") + 1] == "verdict"
+    ratio, error = Journal(night.folder).state.experiments[1].timed[1:]
+    assert error == pytest.approx((0.03**-2 + 0.04**-2 + 0.012**-2) ** -0.5)
+    assert ratio == pytest.approx(sum(1 / e for e in (0.03, 0.04, 0.012)) * error**2)
 
 
 def test_a_timing_that_fails_is_not_repeated(night):
