@@ -245,11 +245,8 @@ class State:
         _check_values(fields)
         if event == "run" and fields["status"] == "ok" and fields["val_bpb"] is None:
             raise ValueError("run without val_bpb")
-        if (
-            event == "timed"
-            and fields["ratio"] is not None
-            and not 0 < (fields["error"] or 0) < 10 > abs(fields["ratio"])
-        ):
+        timed = event == "timed" and fields["ratio"] is not None
+        if timed and not 0 < (fields["error"] or 0) < 10 > abs(fields["ratio"]):
             raise ValueError("timed without its error")
         if event == "verdict" and not self._can_follow(fields["verdict"], fields["who"]):
             raise ValueError(

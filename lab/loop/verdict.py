@@ -124,9 +124,9 @@ class Code(NamedTuple):
 
     @property
     def repeats(self) -> list[tuple[Run, Run]]:
-        """Each run with the mean of its seed."""
+        """Each run with the mean of its seed; none if a pace is not known."""
         means = {mean.seed: mean for mean in self.by_seed}
-        return [(run, means[run.seed]) for run in self.runs]
+        return [(run, means[run.seed]) for run in self.runs] if all(run.pace for run in self.runs) else []
 
 
 @dataclass(frozen=True)
