@@ -78,6 +78,7 @@ class Night:
         last = None if experiments is None else known + experiments - 1
         self.last = last if final else None
         self.runner.ended = lambda: bool(self.skip_reason() or self.losing())
+        self.branch.reset(state.head())
         while True:
             if (step := state.step()).action in ("propose", "run"):
                 self.branch.reset(state.head())
@@ -119,17 +120,15 @@ class Night:
         lost = self.watch.lost
         reason = f"its run was ended early: at equal tokens its loss was {lost:.3f} bpb above the incumbent's"
         self.journal.record("hopeless", id=step.id, run=step.run, delta=lost, reason=reason)
-        self.watch.lost = None
         self.closed(self.journal.state.experiments[step.id], reason)
 
     def run(self, step: Step) -> None:
         """One training run and its score."""
-        state = self.journal.state
         result = self.kept_result(step.run, lambda: self.measure(step))
         result.pop("test_bpb", None)  # of the confirmation only
         self.journal.record("run", id=step.id, who=step.who, run=step.run, seed=step.seed, **result)
         self.log_run(step.run, result)
-        if result["status"] == "crash" and not state.incumbent:
+        if result["status"] == "crash" and not self.journal.state.incumbent:
             self.settle("crash")
             raise UserError(f"the baseline fails: {result['reason']}; the same command tries it again")
 
@@ -194,6 +193,7 @@ class Night:
             self.log(f"experiment {done.id}: {reason}")
         self.journal.write_results()
         ledger.record(self.folder, *where(self.runner.settings), self.journal.state.experiments)
+        self.watch.lost = None
         if self.agent:
             self.agent.tell(Proposal("", done.hypothesis, done.agent, done.edit), outcome(done))
 

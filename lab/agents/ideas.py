@@ -34,6 +34,6 @@ def draw(briefing: Briefing, seed: int, share: float = SHARE, agent: str = "sear
             found = proposal(briefing, [name], agent)
         except Rejected:  # it does not fit the incumbent, or was refused before
             continue
-        night = next((one.night for one, _ in briefing.memory if name in gained and one.ideas == (name,)), "")
-        return dataclasses.replace(found, edit=found.edit | {"memory": night}) if night else found
+        night = next((one.night for one, _ in briefing.memory if one.ideas == (name,) and one.high < 0), "")
+        return dataclasses.replace(found, edit=found.edit | {"memory": night}) if name in gained else found
     return None

@@ -128,7 +128,8 @@ def unfiltered(folder: Path) -> list[str]:
 def branch(folder: Path) -> str:
     """The full name of the branch that this git folder has checked out, "" without one."""
     try:
-        return os.fsdecode(run(folder, f"--git-dir={folder}", "symbolic-ref", "--quiet", "HEAD")).strip()
+        at = folder if folder.is_dir() else folder.parent  # the .git of a worktree is a file
+        return os.fsdecode(run(at, f"--git-dir={folder}", "symbolic-ref", "--quiet", "HEAD")).strip()
     except UserError:
         return ""
 

@@ -373,11 +373,8 @@ class State:
     def _timed(self, record: dict[str, Any]) -> None:
         now = self.pending
         now.timings = TIMINGS if record["ratio"] is None else now.timings + 1
-        if record["ratio"] is not None:
-            measured = [*([now.timed[1:]] if now.timed else []), (record["ratio"], record["error"])]
-            weights = [error**-2 for _, error in measured]
-            ratio = sum(weight * ratio for weight, (ratio, _) in zip(weights, measured, strict=True)) / sum(weights)
-            now.timed = record["work"], ratio, sum(weights) ** -0.5
+        if record["ratio"] is not None and (not now.timed or record["error"] < now.timed[2]):
+            now.timed = record["work"], record["ratio"], record["error"]
 
     def _skipped(self, record: dict[str, Any]) -> None:
         self.pending.skipped, self.pending.reason = True, record["reason"][:TEXT]

@@ -12,7 +12,7 @@ event's other fields, and State there is the fold. The events of an experiment, 
                at most three times. Killed before: it is timed again.
     verdict    Written before git acts on it. "again" names who runs next.
     kept, discarded, crashed
-               Close the experiment, after the branch was left or reset (both idempotent: repeat them).
+               Close the experiment. The branch follows before the next step that reads its files.
     skipped    Closes it before its verdict, as discarded, because a person asked for that. Its runs so far stay; a run
                that was ended for it is not recorded.
 

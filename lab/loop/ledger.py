@@ -21,6 +21,7 @@ from typing import Any
 from lab.errors import UserError
 from lab.files import write_atomic
 from lab.loop.history import Experiment
+from lab.loop.proposal import in_words
 
 FILE = "ledger.jsonl"  # in nights/
 CHANGE = (("values", {}), ("was", {}), ("ideas", ()))  # of an edit (lab.loop.proposal)
@@ -61,6 +62,7 @@ def effects(night: str, task: str, machine: str, known: Sequence[Experiment]) ->
     for e in known:
         values, was, ideas = ((e.edit or {}).get(name, default) for name, default in CHANGE)
         change = effect(e, known)
+        ideas = ideas if e.hypothesis.startswith(in_words(e.edit or {})) else ()  # else more than the ideas changed
         if e.status in ("keep", "discard") and not e.baseline and (values or ideas) and change is not None:
             half = 1.96 * (e.error or 0.0)
             found = [round(number, 6) for number in (change, change - half, change + half)]

@@ -30,7 +30,8 @@ from lab.loop.verdict import Code, Run
 
 STEP, ERROR = 0.02, 0.018  # sds before any run is known
 PRIOR_DF = 2  # runs that these weigh as much as
-BEYOND = 2.0  # errors of a difference of p from which on p is right and not what contradicts it
+SUDDEN = 1.0  # errors of a difference of p from which on it is the machine that changed at once
+CONTRADICTED = 2.0  # errors from which on p is right, and not some seconds in turn
 
 Timed = tuple[int, Run]  # a work and one of its runs
 InTurn = tuple[int, int, float, float]  # two works, log of the speed of the first over that of the second, its error
@@ -73,12 +74,12 @@ def _speeds(runs: Sequence[Timed], in_turn: Sequence[InTurn]) -> tuple[np.ndarra
         pull[place[work]] += log(run.tokens / run.pace) / (error * count[work])
     differences = []
     for (one, before), (two, after) in moves:
-        variance = step + _excess(log(after.pace / before.pace), error)
+        variance = step + _excess(log(after.pace / before.pace), error, SUDDEN)
         differences.append((one, two, log(after.tokens / before.tokens), variance))
     for one, two, ratio, turn_error in in_turn:
         if {one, two} <= place.keys():
             seen = fmean(within[place[one]]) - fmean(within[place[two]])
-            differences.append((one, two, -ratio, turn_error**2 + _excess(ratio - seen, error)))
+            differences.append((one, two, -ratio, turn_error**2 + _excess(ratio - seen, error, CONTRADICTED)))
     for one, two, difference, variance in differences:
         if one != two:
             i, j = place[one], place[two]
@@ -89,9 +90,9 @@ def _speeds(runs: Sequence[Timed], in_turn: Sequence[InTurn]) -> tuple[np.ndarra
     return covariance @ pull, covariance, place
 
 
-def _excess(difference: float, error: float) -> float:
-    """The square of a difference of two p, as far as it is beyond what they miss with the variance `error`."""
-    return max(0.0, difference**2 - BEYOND**2 * 2 * error)
+def _excess(difference: float, error: float, errors: float) -> float:
+    """The square of a difference of two p, as far as it is beyond so many errors; each has the variance `error`."""
+    return max(0.0, difference**2 - errors**2 * 2 * error)
 
 
 def _variance(groups: Sequence[Sequence[float]], prior: float) -> float:

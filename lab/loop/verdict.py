@@ -124,9 +124,13 @@ class Code(NamedTuple):
 
     @property
     def repeats(self) -> list[tuple[Run, Run]]:
-        """Each run with the mean of its seed; none if a pace is not known."""
+        """Each run with the mean of its seed; none unless all tokens are known, and so the paces almost exactly."""
         means = {mean.seed: mean for mean in self.by_seed}
-        return [(run, means[run.seed]) for run in self.runs] if all(run.pace for run in self.runs) else []
+        return [(run, means[run.seed]) for run in self.runs] if self.exact else []
+
+    @property
+    def exact(self) -> bool:
+        return all(run.pace and run.tokens for run in self.runs)
 
 
 @dataclass(frozen=True)
@@ -382,7 +386,7 @@ class Fit:
                     self.variance + weights @ self.cov[np.ix_(at, at)] @ weights
                 )
         once = [run for run in incumbent.runs if sum(other.seed == run.seed for other in incumbent.runs) == 1]
-        for run in once if remeasure else ():
+        for run in once if remeasure and incumbent.exact else ():
             x = self.x - run.x
             noise = 2 * (REPEAT * self.scale) ** 2 + x * x * self.cov[-1, -1]
             options["incumbent", run.seed] = (x * link[-1]) ** 2 / noise

@@ -59,6 +59,7 @@ TIMED_SECONDS = 6.0  # of training, to measure a speed: of a GPU before and afte
 TIMED_MINUTES = 1.0  # least budget of a run that is worth it
 ROUNDS = 4  # of timing two sources in turn
 TURN_ERROR = 0.006  # of the logarithm of that, besides what the rounds show: some seconds stand for a whole run
+UNLIKELY = 9.0  # logarithm of a speed over another, from which on the steps recorded by a run are not believed
 RECENT_SECONDS = 30.0  # the speed after a run is also the one before the next, if that follows this soon
 FULL = re.compile(r"^disk: |No space left on device|\[write\] Unable to write")
 
@@ -312,7 +313,8 @@ class Runner:
                 if not all(speeds.values()):
                     return None, None
                 ratios.append(log(speeds[source] / speeds[other]))
-        return fmean(ratios), hypot(TURN_ERROR, stdev(ratios) / sqrt(ROUNDS))
+        ratio, error = fmean(ratios), hypot(TURN_ERROR, stdev(ratios) / sqrt(ROUNDS))
+        return (ratio, error) if max(abs(ratio), error) < UNLIKELY else (None, None)
 
     def _tokens_per_second(self, source: str) -> float | None:
         """Of some seconds of training; None if that fails."""

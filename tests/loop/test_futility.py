@@ -140,6 +140,20 @@ def test_a_losing_run_is_ended_and_its_experiment_discarded(night):
     assert len(night.journal.state.experiments) == 3
 
 
+def test_a_person_may_skip_a_run_that_is_just_being_ended(night):
+    night.agent, night.watch.lost = Once("MLP_RATIO", 3), None
+    plain = night.settle
+
+    def settle(verdict, reason=""):
+        plain(verdict, reason)
+        assert night.watch.lost is None
+
+    night.settle = settle
+    night.skip_reason = lambda: "skipped" if night.watch.lost is not None else ""
+    assert night.go(1) == "done"
+    assert night.journal.state.experiments[1].skipped
+
+
 @pytest.mark.parametrize("kind", ["rates", "off"])
 def test_other_changes_are_trained_to_the_end(night, kind):
     night.agent = Once("MATRIX_LR", 0.033) if kind == "rates" else Once("MLP_RATIO", 3)

@@ -50,9 +50,17 @@ def test_a_night_writes_its_changes_of_constants_and_keeps_those_of_other_nights
 
 
 def test_an_idea_has_a_line_and_lines_of_before_have_none(tmp_path):
-    tried = Experiment(1, "search", "", "c" * 40, "", 5, {"form": "code", "definitions": ["f"], "ideas": ["squash"]})
+    tried = Experiment(
+        1,
+        "search",
+        "idea squash: it claims",
+        "c" * 40,
+        "",
+        5,
+        {"form": "code", "definitions": ["f"], "ideas": ["squash"]},
+    )
     tried.status, tried.delta, tried.error, tried.parent = "discard", 0.004, 0.001, 0
-    code = dataclasses.replace(tried, id=2, edit={"form": "code", "definitions": ["f"]})
+    code = dataclasses.replace(tried, id=2, hypothesis="squash, and more")
     path = tmp_path / ledger.FILE
     ledger.update(path, "n", ledger.effects("n", *HERE, [dataclasses.replace(tried, id=0, baseline=True), tried, code]))
     (found,) = ledger.read(path)

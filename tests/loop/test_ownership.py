@@ -14,7 +14,7 @@ from simulated import begin
 
 from lab.errors import UserError
 from lab.interface.housekeeping import remove
-from lab.loop.branch import check_tag
+from lab.loop.branch import Branch, check_tag
 from lab.loop.git import run
 from lab.trial.sandbox import available
 
@@ -420,6 +420,18 @@ def test_a_night_whose_branch_the_user_has_checked_out_is_refused(night):
     with pytest.raises(UserError, match="checked out in"):
         n.go(1)
     assert (n.branch.repository / "train.py").read_text() == "# an edit that is not committed\n"
+
+
+def test_a_night_runs_in_a_checkout_that_is_a_worktree_itself(night, tmp_path):
+    main = night().branch.repository
+    linked = tmp_path / "linked"
+    git(main, "worktree", "add", "--quiet", "--detach", linked)
+    branch = Branch(linked, linked / "nights" / "m" / "worktree", "autoresearch/m")
+    branch.reset(git(main, "rev-parse", "HEAD"))
+    assert (branch.worktree / "train.py").read_text() == (main / "train.py").read_text()
+    git(linked, "switch", "--quiet", "--ignore-other-worktrees", "autoresearch/m")
+    with pytest.raises(UserError, match="is checked out in"):
+        branch.reset(git(main, "rev-parse", "HEAD"))
 
 
 def test_worktrees_of_the_user_are_not_pruned(night, tmp_path):
