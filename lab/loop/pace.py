@@ -30,7 +30,7 @@ from lab.loop.verdict import Code, Run
 
 STEP, ERROR = 0.02, 0.018  # sds before any run is known
 PRIOR_DF = 2  # runs that these weigh as much as
-SUDDEN = 1.0  # errors of a difference of p from which on it is the machine that changed at once
+SUDDEN = 1.5  # errors of a difference of p from which on it is the machine that changed at once
 CONTRADICTED = 2.0  # errors from which on p is right, and not some seconds in turn
 
 Timed = tuple[int, Run]  # a work and one of its runs
