@@ -190,14 +190,15 @@ def test_a_run_at_another_pace_is_corrected_and_known_less_well(pace):
 
 
 def test_on_a_machine_that_became_slower_the_incumbent_repeats_a_seed_which_tells_the_slope():
-    true = -0.2
-    mine = Code(1, [Run(1, 0.998 + SEEDS[1] + true * log(0.75), 0.75, at=9)])
-    teacher = Code(5, [Run(7, 1 + SEEDS[7], 1.0), Run(8, 1 + SEEDS[8], 1.0)])
-    found = judged(mine, others=[teacher])
+    true, usual = -0.2, {"tokens": 10**6}
+    mine = Code(1, [Run(1, 0.998 + SEEDS[1] + true * log(0.75), 0.75, at=9, **usual)])
+    teacher = Code(5, [Run(seed, 1 + SEEDS[seed], 1.0, **usual) for seed in (7, 8)])
+    base = BASELINE._replace(runs=[run._replace(**usual) for run in BASELINE.runs])
+    found = judged(mine, base, [teacher])
     assert (found.verdict, found.who) == ("again", "incumbent")
-    assert found.seed in BASELINE.seeds
-    repeat = Run(found.seed, 1 + SEEDS[found.seed] + true * log(0.75), 0.75, at=10)
-    again = BASELINE._replace(runs=[*BASELINE.runs, repeat])
+    assert found.seed in base.seeds
+    repeat = Run(found.seed, 1 + SEEDS[found.seed] + true * log(0.75), 0.75, at=10, **usual)
+    again = base._replace(runs=[*base.runs, repeat])
     assert Fit([mine, again], again).slope == pytest.approx(true, abs=0.01)
     assert judged(mine, again, [teacher]).error < 0.1 * found.error
 

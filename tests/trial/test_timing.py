@@ -52,8 +52,6 @@ def test_on_a_gpu_a_fixed_train_py_is_timed_before_and_after(checkout, bench, mo
     first = bench.run("e0000-r1", source, 1)
     assert (first.status, first.pace) == ("ok", 1.0), first.reason
     assert not list((bench.folder / "runs" / "reference").glob("checkpoint*"))
-    monkeypatch.setattr(bench, "_tokens_per_second", lambda one: 1e14 if one == "miscounts" else 1e3)
-    assert bench.timed_in_turn("miscounts", source) == (None, None)
     bench.reference = "raise SystemExit(1)\n"
     second = bench.run("e0000-r2", source, 2)  # was timed before, moments ago, but not after
     assert (second.status, second.pace, bench.timed[1]) == ("ok", None, None)
@@ -75,6 +73,8 @@ def test_a_source_is_timed_in_turn_with_another(checkout, bench, monkeypatch):
     assert fails != source
     assert bench.timed_in_turn(fails, source) == (None, None)  # after steps that have a speed
     assert not list((bench.folder / "runs" / "reference").glob("checkpoint*"))
+    monkeypatch.setattr(bench, "_tokens_per_second", lambda one: 1e14 if one == "miscounts" else 1e3)
+    assert bench.timed_in_turn("miscounts", source) == (None, None)
 
 
 def test_the_time_that_other_programs_take_lowers_the_speed(monkeypatch):
