@@ -40,7 +40,7 @@ than CLEAR errors, because luck did not select that. First runs of candidates ta
 that were not part of a selection: one lucky run of the incumbent would hide every gain.
 
 The constants of the rule come from simulation over some 50 settings (benchmarks/verdict.py measures the chosen ones):
-2 to 6 % of null changes kept as first proposal, and 70 to 84 % of gains of 1.4 pair sds (docs/LOOP.md). A flat
+2 to 5 % of null changes kept as first proposal, and 73 to 85 % of gains of 1.4 pair sds (docs/LOOP.md). A flat
 bar instead of Wald's keeps a third more null changes as first proposals at equal power; four new seeds instead of FRESH
 lose one gain in twenty more; without KEPT one in twenty more is lost again.
 
