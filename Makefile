@@ -115,8 +115,8 @@ clean-cache: $(READY)  ## list prepared data; NAMES='...' removes these, ALL=1 a
 clean-runs: $(READY)  ## list checkpoints; NAMES='...' removes these, ALL=1 all that are not kept
 	@$(PY) prepare.py clean --runs $(NAMES) $(if $(ALL),--yes)
 
-test: $(READY)  ## run the tests, about twelve minutes on two cores (ARGS='tests/scoring/test_score.py -x')
-	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+test: $(READY)  ## run the tests, 11 to 14 minutes on two cores (ARGS='tests/scoring/test_score.py -x')
+	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 fuzz: $(READY)  ## feed random input to everything that reads files or answers (ARGS='-k preset')
 	@$(PY) -m pytest -n 2 --dist loadfile tests/fuzz --hypothesis-profile=long $(ARGS)

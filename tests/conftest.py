@@ -26,18 +26,12 @@ settings.register_profile("short", derandomize=True, max_examples=60, stateful_s
 settings.register_profile("long", max_examples=5000, stateful_step_count=100, print_blob=True, **FUZZ)
 settings.load_profile("short")
 ROOT = Path(__file__).resolve().parent.parent
-# These begin first, so that at the end of `make test` no worker waits for another.
-SLOW = ("test_loop", "test_cheats", "test_ownership", "test_environment", "test_night", "test_edits", "test_docs")
 PROGRESS = ("training the tokenizer", "tokenizing")  # what prepare.py says on stderr while it works
 Script = Callable[..., subprocess.CompletedProcess]
 
 
 def pytest_configure() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it; helpers that import this module may want that
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.stem not in SLOW)
 
 
 def environment(cache: Path, **more: str) -> dict[str, str]:
