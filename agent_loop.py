@@ -78,7 +78,7 @@ class Night:
         last = None if experiments is None else known + experiments - 1
         self.last = last if final else None
         self.runner.ended = lambda: bool(self.skip_reason() or self.losing())
-        self.branch.reset(state.head())
+        self.branch.reset(state.head())  # before a verdict too: it may time what is there
         while True:
             if (step := state.step()).action in ("propose", "run"):
                 self.branch.reset(state.head())

@@ -94,9 +94,8 @@ class Night:
         effect = random.Random(f"{self.seed} {seed}").gauss(0, SEED_SD)
         effect += random.Random(f"{self.seed} {experiment.id} {seed}").gauss(0, PAIR_SD / sqrt(2))
         value = BPB + experiment.true + effect + SLOPE * x + self.rng.gauss(0, REPEAT_SD)
-        miss = random.Random(f"{self.seed} {experiment.work} {x:.1f}").gauss(
-            0, PACE_ERROR
-        )  # alike beside the same load
+        same_load = random.Random(f"{self.seed} {experiment.work} {x:.1f}")
+        miss = same_load.gauss(0, PACE_ERROR)
         pace = exp(x + miss) if self.paced else None
         tokens = round(TOKENS * exp(x + experiment.speed)) if self.paced else None
         experiment.runs.append(Run(seed, value, pace, self.runs, tokens))

@@ -24,7 +24,6 @@ from lab.loop.history import Experiment
 from lab.loop.proposal import in_words
 
 FILE = "ledger.jsonl"  # in nights/
-CHANGE = (("values", {}), ("was", {}), ("ideas", ()))  # of an edit (lab.loop.proposal)
 ELSEWHERE = 0.5  # trust in evidence of another task, and of another machine
 
 
@@ -60,14 +59,15 @@ def effects(night: str, task: str, machine: str, known: Sequence[Experiment]) ->
     number."""
     lines, today = [], f"{date.today()}"
     for e in known:
-        values, was, ideas = ((e.edit or {}).get(name, default) for name, default in CHANGE)
-        change = effect(e, known)
-        ideas = ideas if e.hypothesis.startswith(in_words(e.edit or {})) else ()  # else more than the ideas changed
+        edit, change = e.edit or {}, effect(e, known)
+        values, was = edit.get("values", {}), edit.get("was", {})
+        alone = e.hypothesis.startswith(in_words(edit))  # else more than the ideas changed
+        ideas = tuple(edit.get("ideas", ())) if alone else ()
         if e.status in ("keep", "discard") and not e.baseline and (values or ideas) and change is not None:
             half = 1.96 * (e.error or 0.0)
             found = [round(number, 6) for number in (change, change - half, change + half)]
             made = night, e.id, today, task, machine, e.status, values, was
-            lines.append(Effect(*made, *found, len(e.results), tuple(ideas)))
+            lines.append(Effect(*made, *found, len(e.results), ideas))
     return lines
 
 

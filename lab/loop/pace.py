@@ -43,7 +43,7 @@ def paced(codes: Sequence[Code], against: int) -> list[Code]:
 
     A code with a run that lacks either measurement keeps what was measured; so do all if the work `against` has no
     other runs."""
-    known = {code.id for code in codes if code.runs and all(run.pace and run.tokens for run in code.runs)}
+    known = {code.id for code in codes if code.exact}
     runs = [(code.work, run) for code in codes if code.id in known for run in code.runs]
     in_turn = [(code.work, *code.timed) for code in codes if code.timed]
     speeds, covariance, place = _speeds(sorted(runs, key=lambda timed: timed[1].at), in_turn)

@@ -19,14 +19,13 @@ def time_in_turn(night: Any, decision: Decision) -> bool:
     is known. Whether it was recorded."""
     state = night.journal.state
     now, best = state.pending, state.incumbent
-    stands = decision.verdict == "discard" or -decision.delta > SURE * decision.error
     short = night.runner.settings["minutes"] < TIMED_MINUTES
-    if stands or short or night.rigor == "none" or not state.can_be_timed or now.work == best.work:
+    if short or night.rigor == "none" or not state.can_be_timed:
         return False
-    if now.timed and now.timed[2] < KNOWN:
+    stands = decision.verdict == "discard" or -decision.delta > SURE * decision.error
+    known = now.work == best.work or (now.timed and now.timed[2] < KNOWN)
+    if stands or known or not (now.code.exact and best.code.exact):  # without paces, their speeds are not compared
         return False
-    if not all(run.pace and run.tokens for run in now.results + best.results):
-        return False  # then nothing is known about their speeds
     ratio, error = night.runner.timed_in_turn(night.branch.source(now.commit), night.branch.source(best.commit))
     night.journal.record("timed", id=now.id, work=best.work, ratio=ratio, error=error)
     if ratio is not None:

@@ -48,6 +48,7 @@ Left out: a paired test over the documents. It measures the difference between t
 but the question is about two sources, and there the noise comes from seeds, not documents.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, hypot, inf, isfinite, log, sqrt
@@ -124,13 +125,14 @@ class Code(NamedTuple):
 
     @property
     def repeats(self) -> list[tuple[Run, Run]]:
-        """Each run with the mean of its seed; none unless all tokens are known, and so the paces almost exactly."""
+        """Each run with the mean of its seed; none unless the paces are exact."""
         means = {mean.seed: mean for mean in self.by_seed}
         return [(run, means[run.seed]) for run in self.runs] if self.exact else []
 
     @property
     def exact(self) -> bool:
-        return all(run.pace and run.tokens for run in self.runs)
+        """Whether the paces of its runs are known almost exactly, from their tokens (lab.loop.pace)."""
+        return bool(self.runs) and all(run.pace and run.tokens for run in self.runs)
 
 
 @dataclass(frozen=True)
@@ -385,8 +387,10 @@ class Fit:
                 options[who, seed] = (link[at] @ weights) ** 2 / (
                     self.variance + weights @ self.cov[np.ix_(at, at)] @ weights
                 )
-        once = [run for run in incumbent.runs if sum(other.seed == run.seed for other in incumbent.runs) == 1]
-        for run in once if remeasure and incumbent.exact else ():
+        times = Counter(run.seed for run in incumbent.runs)
+        for run in incumbent.runs if remeasure and incumbent.exact else ():
+            if times[run.seed] > 1:
+                continue
             x = self.x - run.x
             noise = 2 * (REPEAT * self.scale) ** 2 + x * x * self.cov[-1, -1]
             options["incumbent", run.seed] = (x * link[-1]) ** 2 / noise
