@@ -115,6 +115,27 @@ def test_a_person_can_skip_an_experiment_while_it_is_timed(night):
     assert night.journal.state.experiments[1].skipped
 
 
+def test_a_night_that_was_killed_while_it_timed_resets_its_files_before_it_times_again(night):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    night.agent, train = Set("DEPTH", 9), night.branch.worktree / "train.py"
+    night.runner.timed_in_turn = killed
+    with pytest.raises(KeyboardInterrupt):
+        night.go(1)
+    train.write_text("cut short")
+    trained = []
+
+    def timed_in_turn(source, _):
+        trained.append((train.read_text(), source))
+        return RATIO, ERROR
+
+    night.runner.timed_in_turn = timed_in_turn
+    night.go(0)
+    ((found, source),) = trained
+    assert found == source
+
+
 def test_a_timing_that_does_not_follow_is_refused(night):
     night.go(0)
     with pytest.raises(ValueError, match="timed does not follow"):

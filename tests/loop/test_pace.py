@@ -46,7 +46,7 @@ def test_other_work_is_placed_by_the_measured_pace_as_far_as_that_can_be_trusted
         logs(other)[0] - sum(logs(base)) / 11
         for base, other in (paced(codes(steady, error=0.04, seed=i)) for i in range(200))
     ]
-    assert sum(x**2 for x in drawn) / 200 < 0.03**2  # nearly steady: an outlier of the probe is not believed
+    assert sum(x**2 for x in drawn) / 200 < (0.04 / 2) ** 2  # nearly steady: an outlier of the probe is not believed
     sagging = {0: [0.1 * i for i in range(-5, 6)], 1: [-0.4]}
     (_, slow) = paced(codes(sagging, error=0.02))
     assert logs(slow)[0] == pytest.approx(-0.4, abs=0.08)
