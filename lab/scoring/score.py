@@ -43,7 +43,8 @@ BATCH_TOKENS = 2048  # per batch at most
 TOLERANCE = 1e-3  # nats; the same kernels on the same shapes agree to the bit, so this is generous
 CHECKS = 64  # of rows, at least: long rows are few
 WHOLE = 8  # one row in about so many is checked without a cut: only there can the last token be checked
-START_SECONDS = 45.0  # to the first logits, as for the first steps of training: kernels are compiled
+# To the first logits, in which kernels are compiled: half a dozen for an NVIDIA GPU, 2 to 4 s each on an H100
+START_SECONDS = {"cpu": 45.0, "metal": 45.0, "cuda": 120.0}
 SECONDS = 900.0  # for all logits after that
 REASON_CHARS = 400  # the model's process writes a part of it
 NEEDED = ("settings.json", "train.py", "checkpoint.safetensors")  # of a run
@@ -136,7 +137,7 @@ def model_process(
     run_dir: Path,
     vocab_size: int,
     sandbox: str,
-    start: float = START_SECONDS,
+    start: float | None = None,
     seconds: float = SECONDS,
     also: tuple[Path, ...] = (),
     hidden: tuple[Path, ...] = (),
@@ -146,6 +147,7 @@ def model_process(
     It may read source, settings and checkpoint of the run and the files `also`, but nothing else that the training or
     an earlier model process left in `run_dir`: those could hold what it must not know. `hidden` is out of its reach
     wherever it is."""
+    from lab.machine.hardware import describe
     from lab.trial.sandbox import Policy, bound, environment, grammar, wrap
 
     scratch = run_dir / "score"  # the only folder the model may write
@@ -161,7 +163,7 @@ def model_process(
     with open(run_dir / "score.log", "wb") as log:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
         process = subprocess.Popen(command, cwd=scratch, env=variables, start_new_session=True, **pipes)
-    model = ModelProcess(process, vocab_size, start, seconds)
+    model = ModelProcess(process, vocab_size, start or START_SECONDS[describe()["backend"]], seconds)
     try:
         yield model
     finally:

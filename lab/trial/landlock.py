@@ -48,12 +48,13 @@ def enter(rules: str, *command: str) -> None:
     tcp = 3 if version >= 4 else 0  # bind, connect
     scope = 3 if version >= 6 else 0  # abstract sockets and signals stay among the sandboxed
     ruleset = call(libc.syscall, CREATE_RULESET, struct.pack("QQQ", rights, tcp, scope), 24, 0)
-    for path, allowed in grants([(Path(path), mode) for path, mode in json.loads(rules)]):
+    given = [(Path(path), mode) for path, mode in json.loads(rules)]
+    for path, allowed in grants(given):
         add_rule(ruleset, path, rights & allowed)
     call(libc.prctl, SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     call(libc.syscall, RESTRICT_SELF, ruleset, 0)
     call(libc.capset, struct.pack("Ii", CAPABILITY_VERSION_3, 0), bytes(24))  # root could read other memories
-    refuse_calls()
+    refuse_calls(gpu=any(mode == "device" for _, mode in given))
     execute(list(command))
 
 
@@ -96,9 +97,9 @@ def add_rule(ruleset: int, path: Path, allowed: int) -> None:
     os.close(descriptor)
 
 
-def refuse_calls() -> None:
+def refuse_calls(gpu: bool) -> None:
     """Install the seccomp filter."""
-    program = for_landlock()
+    program = for_landlock(gpu)
     code = ctypes.create_string_buffer(program)
     header = struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(code))
     call(libc.prctl, SET_SECCOMP, SECCOMP_FILTER, header, 0, 0)

@@ -8,10 +8,11 @@ Files are an allow-list: the system's programs and libraries, this Python with i
               Both also filter system calls (seccomp.py).
   seatbelt    macOS, /usr/bin/sandbox-exec with a generated profile. Not run on a Mac; only its text is tested.
 
-Where MLX uses an NVIDIA GPU, its device files are let through too (lab/machine/device.py), and with Landlock the names
-of the child's own threads, which the driver sets. What else the driver and NVRTC need is readable anyway: /sys, /proc,
-the driver's libraries in /usr, and those in the packages of this Python. They keep kernels in HOME and TMPDIR, which
-are this child's alone. Not run on an NVIDIA GPU: the rules are tested, with another device.
+Where MLX uses an NVIDIA GPU, its device files are let through too (lab/machine/device.py). Landlock then also allows
+the names of the child's own threads, which the driver sets, and local sockets of packets, without which it does not
+start. What else the driver and NVRTC need is readable anyway: /sys, /proc, the driver's libraries in /usr, and those in
+the packages of this Python. They keep kernels in HOME and TMPDIR, which are this child's alone. With Landlock MLX
+computes on an H100; bubblewrap was not installed there.
 
 Not covered: memory, time and disk (see guard.py), and kernel bugs. Hidden paths must exist when the child starts. No
 kind provides shared memory under /dev/shm, which the locks of `multiprocessing` need. A sandbox does not protect the

@@ -50,13 +50,18 @@ def for_bubblewrap() -> bytes:
     return _program(KERNEL, {SOCKET: [FIRST, *_if_one_of(SEPARATED, ALLOW), REFUSE]})
 
 
-def for_landlock() -> bytes:
-    """The filter for Landlock. Of socket pairs only streams are allowed: a datagram has an address of its own."""
+def for_landlock(gpu: bool = False) -> bytes:
+    """The filter for Landlock. Of socket pairs only streams are allowed: a datagram has an address of its own.
+
+    With an NVIDIA GPU, local sockets of packets are allowed: its driver does not start without one (CUDA error 304)."""
+
+    def of_kind(kind: int) -> list[Line]:
+        return [SECOND, (AND, 0, 0, 0xF), (EQUAL, 1, 0, kind), REFUSE, ALLOW]
+
     unix = [FIRST, (EQUAL, 1, 0, socket.AF_UNIX), REFUSE]
-    stream = [SECOND, (AND, 0, 0, 0xF), (EQUAL, 1, 0, socket.SOCK_STREAM), REFUSE]
     rules = {
-        SOCKET: [REFUSE],
-        SOCKETPAIR: [*unix, *stream, ALLOW],
+        SOCKET: [*unix, *of_kind(socket.SOCK_SEQPACKET)] if gpu else [REFUSE],
+        SOCKETPAIR: [*unix, *of_kind(socket.SOCK_STREAM)],
         PRLIMIT: [FIRST, *_if_one_of((0,), ALLOW), REFUSE],  # 0: the process itself
         IOCTL: [SECOND, *_if_one_of(CHANGE_FLAGS, REFUSE), ALLOW],
     }

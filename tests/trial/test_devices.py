@@ -1,5 +1,5 @@
 """What the sandboxes let through for an NVIDIA GPU: with the names of its device files, and with real devices in their
-place. Not run on an NVIDIA GPU."""
+place. On an H100 MLX computes in Landlock with these rules; bubblewrap was not installed there."""
 
 import json
 import os
@@ -114,10 +114,38 @@ def test_a_child_uses_the_device_that_is_let_through_and_no_other(tmp_path, monk
         assert others[0] == "no"
 
 
+SOCKETS = """
+import socket
+for family in (socket.AF_UNIX, socket.AF_INET):
+    for kind in (socket.SOCK_SEQPACKET, socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        try:
+            socket.socket(family, kind).close()
+            print(family.name, kind.name)
+        except PermissionError:
+            pass
+        except OSError:  # the internet has no such kind
+            print(family.name, kind.name)
+"""
+
+
+@pytest.mark.parametrize(("granted", "allowed"), [(True, ["AF_UNIX SOCK_SEQPACKET"]), (False, [])])
+def test_landlock_allows_a_local_socket_of_packets_with_a_gpu(tmp_path, monkeypatch, granted, allowed):
+    """The driver does not start without one: CUDA error 304 on an H100, and none with it."""
+    if fault := sandbox.self_test("landlock"):
+        pytest.skip(f"landlock does not work here: {fault}")
+    monkeypatch.setattr(device, "nodes", lambda: [Path("/dev/null")] if granted else [])
+    policy = Policy((tmp_path,))
+    child = subprocess.run(
+        sandbox.wrap([sys.executable, "-I", "-S", "-c", SOCKETS], policy, "landlock"),
+        env=sandbox.environment(os.environ, policy), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (child.stderr, child.stdout.splitlines()) == ("", allowed)
+
+
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 @pytest.mark.parametrize(("status", "fault"), [(0, False), (304, True)])
 def test_the_self_test_opens_the_gpu(tmp_path, monkeypatch, status, fault):
-    """CUDA error 304 is what the driver reports where it cannot name its threads."""
+    """CUDA error 304 is what the driver reports where it cannot name its threads or open a local socket."""
     (tmp_path / "cuda.c").write_text(f"int cuInit(unsigned flags) {{ return {status}; }}")
     subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "cuda.so", tmp_path / "cuda.c"], check=True)
     monkeypatch.setattr(device, "DRIVER", str(tmp_path / "cuda.so"))
