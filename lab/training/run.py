@@ -184,6 +184,8 @@ class Run:
             f"model {parameters / 1e6:.2f}M parameters, " + ", ".join(f"{k} {v}" for k, v in facts.items()),
             flush=True,
         )
+        if KIND == "cuda":
+            print("the first step compiles its kernels: minutes at first use, later seconds", flush=True)
 
     def record(self, step: int, loss: float, tokens: int, **extras: float) -> None:
         """Log a step: `loss` in nats per token, `tokens` it trained on. Raises UserError if the loss diverged."""

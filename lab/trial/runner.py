@@ -26,7 +26,7 @@ from lab.machine import hardware
 from lab.machine.condition import SLEPT_SECONDS, Condition, condition, invalid_reason, wait_reason
 from lab.machine.speed import Watch, supported
 from lab.show import silent
-from lab.trial import guard
+from lab.trial import guard, kernel_store
 from lab.trial.crash import read_bytes
 from lab.trial.curve import read_curve
 from lab.trial.guard import Limits
@@ -47,7 +47,8 @@ RECORDS = (
 WRITTEN = ("train.py", "settings.json", "steps.jsonl", "train.json", "run.log", "checkpoint.safetensors")  # by training
 RECORD_BYTES = 8 << 20  # a larger record is removed with the checkpoint
 SLACK_SECONDS = 10.0  # for starting and saving, added to the budget and twice the preflight
-PREFLIGHT_SECONDS = 240.0  # of a night's first, which includes a cold compile of every kernel
+PREFLIGHT_SECONDS = 900.0  # of a night's first, which compiles every kernel: about 200 s on an H100's machine
+COMPILE_SECONDS = 240.0  # more on an NVIDIA GPU, for kernels that no source of the night has needed so far
 STARTS = 3.0  # times the night's quickest preflight that a later one may take, besides the slack
 PREFLIGHT_STEPS = 2
 QUICKEST = "quickest_start.json"  # in the folder of the night, for when it is resumed
@@ -133,7 +134,10 @@ class Runner:
     def start_limit(self) -> float:
         """Seconds for a preflight. A run may take twice its preflight besides the budget, so the source must not decide
         how long that is."""
-        return min(PREFLIGHT_SECONDS, STARTS * self._quickest() + SLACK_SECONDS)
+        return min(PREFLIGHT_SECONDS, self._usual_start() + COMPILE_SECONDS * self._compiles())
+
+    def _usual_start(self) -> float:
+        return STARTS * self._quickest() + SLACK_SECONDS
 
     def _quickest(self) -> float:
         """Seconds of the night's quickest preflight, infinite before the first."""
@@ -174,7 +178,8 @@ class Runner:
 
     def _measured(self, run_dir: Path, source: str, seed: int) -> tuple[guard.Outcome, float | None]:
         """Train for the budget. Also returns the speed of the machine meanwhile."""
-        limit = self.settings["minutes"] * 60 + 2 * self.preflight_seconds + SLACK_SECONDS
+        start = min(self.preflight_seconds, self._usual_start())  # the preflight has compiled the kernels
+        limit = self.settings["minutes"] * 60 + 2 * start + SLACK_SECONDS
         if supported():
             with Watch() as watch, self._in_phase("training", run_dir):
                 outcome = self._train(run_dir, source, seed, limit)
@@ -224,7 +229,11 @@ class Runner:
         env = os.environ | {"AUTORESEARCH_SETTINGS": str(sent / "settings.json")}
         command = [sys.executable, str(sent / "train.py"), "--run-dir", str(run_dir), "--no-score", *flags]
         limits = Limits(seconds, self._memory())
+        if self._compiles():
+            kernel_store.lend(self.folder / "kernels", run_dir, source)
         outcome = guard.run(command, run_dir, policy, limits, sandbox=self.sandbox, env=env, ended=self.ended)
+        if self._compiles():
+            kernel_store.keep(self.folder / "kernels", run_dir, source)
         self._disarm(run_dir)
         remove(sent, self.folder)
         self._echo(read_bytes(run_dir / "run.log", ECHO_BYTES).decode(errors="replace"))
@@ -233,6 +242,10 @@ class Runner:
                 remove(path, self.folder)
             raise Skipped
         return outcome
+
+    def _compiles(self) -> bool:
+        """Whether a training's first step compiles kernels for minutes."""
+        return hardware.describe()["backend"] == "cuda"
 
     def _memory(self) -> int:
         return int(hardware.describe()["memory_gb"] * MEMORY_SHARE * 2**30)
