@@ -15,7 +15,16 @@ from itertools import islice
 import numpy as np
 
 from lab.machine.backend import GPU, mx, nn, tree_flatten, tree_map, tree_unflatten
-from lab.training.kernels import attention, linear_cross_entropy, softcap
+from lab.training.kernels import (
+    attention,
+    linear_cross_entropy,
+    lookup,
+    relu_squared,
+    rotary_norm,
+    smear,
+    softcap,
+    without_own,
+)
 from lab.training.parallel import average, in_shares
 from prepare import SETTINGS, execute
 
@@ -57,11 +66,6 @@ FINAL_LR = SETTINGS.final_lr  # rate at the end, as a share of the full rate
 def norm(x: mx.array) -> mx.array:
     """RMS norm over the last axis, no parameters."""
     return mx.fast.rms_norm(x, None, 1e-6)
-
-
-def smear(x: mx.array, shares: mx.array) -> mx.array:
-    """x (B, T, C) plus a share of the previous token's x, one share (C,) a channel."""
-    return x + shares.astype(x.dtype) * mx.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0)))
 
 
 class Linear(nn.Module):
@@ -109,12 +113,10 @@ class Attention(nn.Module):
         if value_embedding is not None:
             v = v + self.value_gate(x) * value_embedding.reshape(split)
         q, k, v = (t.transpose(0, 2, 1, 3) for t in (q, k, v))  # (B, heads, T, HEAD_DIM)
-        rotate = partial(mx.fast.rope, dims=HEAD_DIM, traditional=False, base=ROPE_BASE, scale=1.0, offset=0)
-        q, k = norm(rotate(q)), norm(rotate(k))
+        q, k = rotary_norm(q, ROPE_BASE), rotary_norm(k, ROPE_BASE)
         window = max(1, T // 2) if self.short else None
         y = attention(q, k, v, scale=QK_SCALE**2 / HEAD_DIM**0.5, window=window)
-        own = norm(v)
-        y = y - mx.mean(y * own, axis=-1, keepdims=True) * own  # without its own value
+        y = without_own(y, v)
         y = y.transpose(0, 2, 1, 3) * self.head_gate(x)
         return self.out(y.reshape(B, T, WIDTH))
 
@@ -126,7 +128,7 @@ class MLP(nn.Module):
         self.down = Linear(MLP_RATIO * WIDTH, WIDTH, 0.0)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.down(mx.square(mx.maximum(self.up(x), 0)))
+        return self.down(relu_squared(self.up(x)))
 
 
 class Block(nn.Module):
@@ -166,14 +168,14 @@ class GPT(nn.Module):
     def hidden(self, tokens: mx.array) -> mx.array:
         """(B, T) to (B, T, WIDTH), what the head is applied to."""
         dtype = getattr(mx, DTYPE)
-        x = norm(self.embedding[tokens].astype(dtype))
+        x = norm(lookup(self.embedding, tokens, dtype))
         x = x0 = norm(smear(x, self.smear[0]))
-        residual, first = self.residual_lambdas.astype(dtype), self.embedding_lambdas.astype(dtype)
         for layer, block in enumerate(self.blocks):
             table = self.value_embeddings.get(f"layer{layer}")
-            value_embedding = None if table is None else table[tokens].astype(dtype)
+            value_embedding = None if table is None else lookup(table, tokens, dtype)
+            residual, first = (s[layer].astype(dtype) for s in (self.residual_lambdas, self.embedding_lambdas))
             shares = self.smear[2 * layer + 1 : 2 * layer + 3]
-            x = block(residual[layer] * x + first[layer] * x0, value_embedding, shares)
+            x = block(residual * x + first * x0, value_embedding, shares)
         return norm(x)
 
     def __call__(self, tokens: mx.array) -> mx.array:
@@ -318,26 +320,28 @@ def schedule(progress: float) -> tuple[float, float]:
 
 
 def make_step(model: nn.Module, optimizer: MuonAdamW, compiled: bool):
-    """The whole step: step(inputs, targets, rate, decay) -> loss; inputs (passes, rows, T) int32; and its state."""
-    loss_and_gradients = nn.value_and_grad(model, loss_function)
+    """The whole step: step(inputs, targets, rate, decay) -> loss; inputs (passes, rows, T) int32; and its state.
+
+    Passes follow each other, to save memory. Compiled are one pass and the update, so that the number of passes changes
+    nothing that is compiled."""
+    one_pass, update = partial(nn.value_and_grad(model, loss_function), model), partial(optimizer.update, model)
     state = [model.state, optimizer.state]
+    if compiled:
+        one_pass = mx.compile(one_pass, inputs=model.state, outputs=model.state)
+        update = mx.compile(update, inputs=state, outputs=state)
 
     def step(inputs: mx.array, targets: mx.array, rate: mx.array, decay: mx.array) -> mx.array:
         passes = len(inputs)
-        loss, gradients = loss_and_gradients(model, inputs[0], targets[0])
+        loss, gradients = one_pass(inputs[0], targets[0])
         for i in range(1, passes):
-            following = inputs[i]  # one pass at a time, to save memory
-            if compiled:
-                following = mx.depends(following, tree_flatten(gradients, destination=[])[0][1])
-            else:
-                mx.eval(loss, gradients)
-            more, extra = loss_and_gradients(model, following, targets[i])
+            (mx.async_eval if compiled else mx.eval)(loss, gradients)
+            more, extra = one_pass(inputs[i], targets[i])
             loss, gradients = loss + more, tree_map(mx.add, gradients, extra)
         loss, gradients = average(loss / passes, tree_map(lambda g: g / passes, gradients))  # over processes
-        optimizer.update(model, gradients, rate, decay)
+        update(gradients, rate, decay)
         return loss
 
-    return (mx.compile(step, inputs=state, outputs=state) if compiled else step), state
+    return step, state
 
 
 def main(run) -> nn.Module:

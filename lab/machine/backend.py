@@ -16,6 +16,7 @@ import platform
 from pathlib import Path
 
 from lab import quota
+from lab.machine.device import MEMORY_SHARE
 
 HEAP = 2**30  # bytes
 HUGE_PAGE = 2**21
@@ -96,6 +97,8 @@ def _kind() -> str:
 
 KIND = _kind()
 GPU = KIND != "cpu"
+if KIND == "cuda":  # beyond it MLX frees its cache and waits for kernels, where it would else run out of memory
+    mx.set_memory_limit(int(MEMORY_SHARE[KIND] * mx.device_info()["total_memory"]))
 if not GPU:  # also where MLX is built for CUDA and no GPU is there
     mx.set_default_device(mx.cpu)
 

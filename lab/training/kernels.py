@@ -1,9 +1,10 @@
-"""Three operations of a GPT that are slow in plain MLX, each with its own gradient.
+"""Operations of a GPT that are slow in plain MLX, most with their own gradient.
 
-On a GPU they use MLX's fused kernels. MLX's CPU backend has none, and its exp and tanh take 15 to 25 ns per element
-where numpy's vectorised ones take 2 to 3. So on the CPU the same mathematics runs in numpy, in blocks that fit the
-cache, with the rows split over the cores. Numpy needs evaluated arrays, so on the CPU these cannot be used inside
-`mx.compile`. Gradients agree with MLX's own to float32 rounding (tests/training/test_kernels.py).
+On a GPU they use MLX's fused kernels, on an NVIDIA GPU some of our own too (cuda.py). MLX's CPU backend has none, and
+its exp and tanh take 15 to 25 ns per element where numpy's vectorised ones take 2 to 3. So on the CPU the same
+mathematics runs in numpy, in blocks that fit the cache, with the rows split over the cores. Numpy needs evaluated
+arrays, so on the CPU these cannot be used inside `mx.compile`. Gradients agree with MLX's own to float32 rounding
+(tests/training/test_kernels.py).
 
 Sources: blockwise attention with recomputed weights, FlashAttention (2205.14135); cross-entropy that computes its
 gradient along with the loss, chunk by chunk, Liger kernels (2410.10989).
@@ -17,12 +18,15 @@ from functools import cache
 import numpy as np
 
 from lab import quota
-from lab.machine.backend import GPU, mx, nn
+from lab.machine.backend import GPU, KIND, mx, nn
+from lab.training import cuda
 
 BLOCK = 128  # queries per block of attention
 CHUNK = 256  # tokens per chunk of cross-entropy on the CPU
 SAFE_CAP = 50.0  # logits up to this have a finite exp, and finite sums of it, in float32
 CHUNK_LOGITS = 2**27  # logits per chunk on a GPU: 512 MB in float32
+
+CUDA = KIND == "cuda"
 
 
 @cache
@@ -144,6 +148,63 @@ def _attention_row_gradients(q, k, v, y, log_sum, dy, dq, dk, dv, scale, window)
     dq *= np.float32(scale)
 
 
+def rotary_norm(x: mx.array, base: float) -> mx.array:
+    """Queries or keys (B, H, T, D) rotated by their position (2104.09864), then normed (2010.04245)."""
+    if CUDA and cuda.fits(x):
+        return cuda.rotary_norm(x.transpose(0, 2, 1, 3), base).transpose(0, 2, 1, 3)
+    x = mx.fast.rope(x, dims=x.shape[-1], traditional=False, base=base, scale=1.0, offset=0)
+    return mx.fast.rms_norm(x, None, 1e-6)
+
+
+def without_own(y: mx.array, v: mx.array) -> mx.array:
+    """Attention's result y (B, H, T, D) less its part along v, each position's own value (2603.09078)."""
+    if CUDA and cuda.fits(y):
+        return cuda.without_own(*(t.transpose(0, 2, 1, 3) for t in (y, v))).transpose(0, 2, 1, 3)
+    own = mx.fast.rms_norm(v, None, 1e-6)
+    return y - mx.mean(y * own, axis=-1, keepdims=True) * own
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tokens
+
+
+@cache
+def _lookup(dtype: mx.Dtype) -> Callable:
+    @mx.custom_function
+    def function(table: mx.array, tokens: mx.array) -> mx.array:
+        return table.astype(dtype)[tokens]
+
+    @function.vjp
+    def gradient(primals: tuple, cotangent: mx.array, output: mx.array) -> tuple[mx.array, mx.array]:
+        table, tokens = primals
+        return mx.zeros_like(table).at[tokens].add(cotangent.astype(table.dtype)), mx.zeros_like(tokens)
+
+    return function
+
+
+def lookup(table: mx.array, tokens: mx.array, dtype: mx.Dtype) -> mx.array:
+    """Rows of a float32 table (V, C) by tokens (...): (..., C) in `dtype`. The gradient is added up in float32."""
+    return _lookup(dtype)(table, tokens)
+
+
+def smear(x: mx.array, shares: mx.array) -> mx.array:
+    """x (B, T, C) plus a share of the previous token's x, one share (C,) a channel."""
+    if CUDA and x.shape[-1] % cuda.GROUP == 0:
+        return cuda.smear(x, shares)
+    return x + shares.astype(x.dtype) * mx.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0)))
+
+
+@mx.custom_function
+def relu_squared(x: mx.array) -> mx.array:
+    """max(x, 0)^2 (2109.08668). Only x is kept for the gradient."""
+    return mx.square(mx.maximum(x, 0))
+
+
+@relu_squared.vjp
+def _relu_squared(x: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
+    return (x + mx.abs(x)) * cotangent  # 2 max(x, 0), which compiling would keep if it stood in the value too
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Logits and their cross-entropy
 
@@ -191,7 +252,8 @@ def _with_gradients(function: Callable) -> Callable:
     @function.vjp
     def backward(primals: tuple, cotangents: tuple, outputs: tuple) -> tuple[mx.array, ...]:
         _, dx, dhead = outputs
-        return cotangents[0] * dx, cotangents[0] * dhead, mx.zeros_like(primals[2])
+        by_x, by_head = (cotangents[0].astype(d.dtype) * d for d in (dx, dhead))
+        return by_x, by_head, mx.zeros_like(primals[2])
 
     return function
 

@@ -360,7 +360,7 @@ def test_a_keys_slow_half_is_of_the_token_before(load):
 
 def test_a_closed_gate_keeps_a_tokens_own_value(load):
     train, y, v = load("own_value_gate"), random(2, 3, 4, 16), random(2, 3, 4, 16, seed=1)
-    without, kept = (np.array(train.without_own(y, v, mx.full((2, 3, 4, 1), share))) for share in (1.0, 0.0))
+    without, kept = (np.array(train.less_own(y, v, mx.full((2, 3, 4, 1), share))) for share in (1.0, 0.0))
     assert (without * np.array(v)).sum(-1) == pytest.approx(0, abs=1e-4)
     assert (kept == np.array(y)).all()
 
