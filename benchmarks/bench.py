@@ -51,7 +51,8 @@ class Stepper:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", errors="replace"
         )
-        self.kind, self.info = kind, self._answer()
+        self.kind = kind
+        self.info = self._answer()
 
     def take(self, steps: int, part: str = "") -> list[float]:
         """Seconds of each of these steps."""

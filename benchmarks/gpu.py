@@ -7,13 +7,16 @@ kernels        fused attention, windows, cross-entropy and softcap, and their gr
 compiled       the compiled step against the plain one: the same losses, and speeds; bfloat16 against float32
 cross-entropy  seconds and memory for chunks of 2^24 to 2^29 logits
 rows           tokens/s and memory as the rows of a pass double; memory against the bound that `make fit` predicts
+profile        the kernels of a step at upstream's size by their time, from torch's profiler; profile-torch: torch's
 step-SIZE      tokens/s, MFU, memory and the parts of a step; beside torch_reference.py in turn, if torch is there
 training       built-in stories to val_bpb: the same seed twice, another seed, cheating models, and a longer training
+sandbox        two training steps and a scored batch in each kind of sandbox of this machine
 fit            `make fit` on that text
 
 Each part is a process of its own, which may fail or run out of memory, and gets the time that is left. --small, the
 default without a GPU, takes sizes for a CPU: it shows that the script works, not what a GPU does. MLX must be installed
-for this Python: the scorer's process gets neither PYTHONPATH nor LD_LIBRARY_PATH. Not run on a GPU yet.
+for this Python: the scorer's process gets neither PYTHONPATH nor LD_LIBRARY_PATH.
+On an H100 device, kernels, profile and step-upstream have run (docs/GPU.md).
 """
 
 import argparse
@@ -40,17 +43,18 @@ from lab.files import write_atomic  # noqa: E402
 BASE = {"head_dim": 64, "softcap": 15.0, "window": "L", "dtype": "bfloat16"}
 WEB = BASE | {"vocab": 8192, "sequence_length": 2048, "depth": 8, "width": 512}
 SIZES = {
-    "upstream": WEB | {"rows": 64, "tokens_per_step": 2**19},
+    "upstream": WEB | {"rows": 32, "tokens_per_step": 2**19},
     "tinystories": BASE | {"vocab": 4096, "sequence_length": 256, "depth": 4, "width": 256, "rows": 64,
                            "tokens_per_step": 2**14},
     "fineweb": WEB | {"rows": 16, "tokens_per_step": 2**16},
-    "windows": WEB | {"rows": 64, "tokens_per_step": 2**19, "window": "SSSL"},  # upstream's; torch has none
+    "windows": WEB | {"rows": 32, "tokens_per_step": 2**19, "window": "SSSL"},  # upstream's; torch has none
 }  # fmt: skip
 SMALL = {"vocab": 300, "sequence_length": 32, "depth": 2, "width": 64, "rows": 4, "tokens_per_step": 256}
 NO_TORCH = ("windows",)
 SECONDS = {  # after which a part is given up, and so what must be left for it to begin
     "device": 30, "kernels": 40, "compiled": 60, "step-upstream": 110, "step-tinystories": 60, "training": 270,
-    "step-fineweb": 80, "rows": 60, "cross-entropy": 30, "step-windows": 50, "fit": 150,
+    "profile": 60, "profile-torch": 60, "step-fineweb": 80, "rows": 60, "cross-entropy": 30, "step-windows": 50,
+    "fit": 150, "sandbox": 60,
 }  # fmt: skip
 BFLOAT16, TF32 = 0.02, 0.004  # relative errors that rounding explains
 
@@ -117,6 +121,26 @@ def kernels(small: bool) -> dict[str, Any]:
         fused.CHUNK_LOGITS = chunk
         got = mx.value_and_grad(lambda x, h: fused.linear_cross_entropy(x, h, targets, 15.0), (0, 1))(x, head)
         found[name] = max(error(a, b) for a, b in zip([got[0], *got[1]], [expected[0], *expected[1]], strict=True))
+    heads, shares = (2, 4, length, 64), 0.1 * mx.random.normal((256,), key=mx.random.key(5))
+    for name, function, inputs in (
+        ("smear", fused.smear, (q.reshape(2, length, 256), shares)),
+        ("rotary norm", lambda x: fused.rotary_norm(x, 10_000.0), (q,)),
+        ("without own", fused.without_own, (q, v)),
+        ("relu squared", fused.relu_squared, (q,)),
+    ):
+
+        def weighed(*inputs, function=function):
+            return (function(*inputs).astype(mx.float32).reshape(heads) * dy).sum()
+
+        cast = tuple(t if t is shares else t.astype(dtype) for t in inputs)
+        every = tuple(range(len(inputs)))
+        got = [function(*cast), *mx.grad(weighed, every)(*cast)]
+        mx.eval(got)
+        ours, fused.CUDA = fused.CUDA, False
+        expected = [function(*inputs), *mx.grad(weighed, every)(*inputs)]
+        mx.eval(expected)
+        fused.CUDA = ours
+        found[name] = max(error(a, b) for a, b in zip(got, expected, strict=True))
     limits = {name: BFLOAT16 if "cross" not in name else TF32 for name in found}
     return {name: verdict(value, limits[name]) for name, value in found.items()}
 
@@ -223,6 +247,47 @@ def step(name: str, small: bool) -> dict[str, Any]:
     return found
 
 
+def profile(kind: str, small: bool) -> dict[str, Any]:
+    """Kernels of two steps by their share of the time that the GPU is busy. CUPTI sees those of MLX and torch alike."""
+    try:
+        import torch
+    except ImportError:
+        return {"skipped": "torch is not installed"}
+    if not torch.cuda.is_available():
+        return {"skipped": "no NVIDIA GPU"}
+    from benchmarks import stepper, torch_reference
+
+    size = sizes(small)["upstream"]
+    whole = stepper.ours(size)[0] if kind == "ours" else torch_reference.stepper(size, autocast=True)
+    for _ in range(3):
+        whole()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        begun = time.perf_counter()
+        for _ in range(2):
+            whole()
+        torch.cuda.synchronize()
+        wall = time.perf_counter() - begun
+    with tempfile.TemporaryDirectory() as folder:
+        profiler.export_chrome_trace(f"{folder}/trace.json")
+        events = json.loads(Path(folder, "trace.json").read_text(encoding="utf-8"))["traceEvents"]
+    return kernel_shares(events, wall)
+
+
+def kernel_shares(events: list[dict[str, Any]], wall: float) -> dict[str, str]:
+    """A line for each of the slowest kernels of a trace, and how much of `wall` seconds the GPU was busy."""
+    taken: dict[str, list[float]] = {}
+    for event in events:
+        if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset"):
+            taken.setdefault(event["name"], []).append(event["dur"] / 1e6)
+    busy = sum(map(sum, taken.values()))
+    order = sorted(taken, key=lambda name: -sum(taken[name]))
+    lines = {}
+    for place, name in enumerate(order[:40], 1):
+        share, each = 100 * sum(taken[name]) / busy, 1e6 * median(taken[name])
+        lines[str(place)] = f"{share:.1f} %, {len(taken[name])} x {each:.0f} us, {name[:160]}"
+    return {"busy": f"{busy:.3f} s of {wall:.3f} s, {sum(map(len, taken.values()))} kernels"} | lines
+
+
 def script(folder: Path, *arguments: object) -> str:
     """A command of this project on a cache of its own; its output."""
     env = os.environ | {"AUTORESEARCH_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
@@ -277,6 +342,27 @@ def training(small: bool) -> dict[str, Any]:
         return found
 
 
+def sandbox(small: bool) -> dict[str, Any]:
+    """Why each kind of sandbox does not work here, or why an experiment fails in it, "" if none does."""
+    from lab.interface.evidence import sandbox_kinds
+    from lab.loop.session import night_settings
+    from lab.trial.runner import Runner
+    from lab.trial.sandbox import self_test
+
+    found, source = {}, (ROOT / "train.py").read_text(encoding="utf-8")
+    with tempfile.TemporaryDirectory(prefix="gpu-") as name:
+        prepared(Path(name), small)
+        os.environ["AUTORESEARCH_CACHE"] = str(Path(name) / "cache")
+        for kind in sandbox_kinds():
+            folder = Path(name) / kind
+            folder.mkdir()
+            settings = night_settings(folder, preset=None, minutes=1)
+            refused = self_test(kind)
+            failed = "" if refused else Runner(folder, ROOT, settings, kind).preflight(source)
+            found[kind] = refused or failed or "ok"
+    return found
+
+
 def fit(small: bool) -> dict[str, Any]:
     if small:
         return {"skipped": "a minute on a CPU; `make fit`"}
@@ -287,7 +373,9 @@ def fit(small: bool) -> dict[str, Any]:
 
 
 PARTS = {"device": device, "kernels": kernels, "compiled": compiled, "rows": rows, "cross-entropy": cross_entropy,
-         "training": training, "fit": fit} | {f"step-{name}": partial(step, name) for name in SIZES}  # fmt: skip
+         "training": training, "sandbox": sandbox, "fit": fit}  # fmt: skip
+PARTS |= {"profile": partial(profile, "ours"), "profile-torch": partial(profile, "torch")}
+PARTS |= {f"step-{name}": partial(step, name) for name in SIZES}
 
 
 def run(part: str, small: bool, seconds: float) -> dict[str, Any]:

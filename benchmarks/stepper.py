@@ -43,8 +43,9 @@ def ours(settings: dict):
     _, gradients = loss_and_gradients(inputs[0], targets[0])
     mx.eval(state, inputs, targets, gradients)
     if experiment.GPU:  # as parts of the compiled step
-        loss, loss_and_gradients = (mx.compile(f, inputs=state) for f in (loss, loss_and_gradients))
-        change = mx.compile(change, inputs=state, outputs=state)
+        loss, loss_and_gradients, change = (
+            mx.compile(f, inputs=state, outputs=state) for f in (loss, loss_and_gradients, change)
+        )
 
     def whole():
         loss = step(inputs, targets, rate, decay)

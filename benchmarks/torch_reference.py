@@ -1,7 +1,7 @@
 """The model of train.py in plain PyTorch, to compare speed only: the same layers, sizes and optimizers, in ordinary
 PyTorch (its Muon multiplies long matrices in full). On an NVIDIA GPU the model and Muon's iteration are compiled, the
 iteration is in bfloat16 and attention is PyTorch's flash attention, as in karpathy/autoresearch; every layer sees the
-full context. Needs torch, which the project does not install; not run on a GPU.
+full context. Needs torch, which the project does not install. Run on an H100.
 """
 
 import torch

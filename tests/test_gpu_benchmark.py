@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 
 from benchmarks import gpu
+from benchmarks.bench import Stepper
 from lab.errors import UserError
 from lab.training import kernels as fused
 
@@ -23,7 +24,8 @@ def test_the_table_of_all_parts_comes_last(tmp_path):
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "gpu.json").read_text())
     assert not any("failed" in values for values in report.values()), report
-    assert set(report["kernels"]) == {"attention", "window", "cross-entropy", "cross-entropy in chunks"}
+    own = {"smear", "rotary norm", "without own", "relu squared"}
+    assert set(report["kernels"]) == {"attention", "window", "cross-entropy", "cross-entropy in chunks"} | own
     assert all("(ok, " in value for value in report["kernels"].values())
     assert report["step-tinystories"]["tokens/s"] > 0
     assert report["step-tinystories"]["MFU %"] > 0
@@ -83,3 +85,24 @@ def test_sizes_divide(name):
         size = gpu.sizes(small)[name]
         assert size["tokens_per_step"] % (size["rows"] * size["sequence_length"]) == 0
         assert size["width"] % size["head_dim"] == 0
+
+
+def test_the_kernels_of_a_trace_by_their_share():
+    events = [
+        {"cat": "kernel", "name": "product", "dur": 30.0},
+        {"cat": "kernel", "name": "product", "dur": 50.0},
+        {"cat": "gpu_memcpy", "name": "copy", "dur": 20.0},
+        {"cat": "cpu_op", "name": "product", "dur": 1e6},
+        {"ph": "M", "name": "process_name"},
+    ]
+    assert gpu.kernel_shares(events, 0.5) == {
+        "busy": "0.000 s of 0.500 s, 3 kernels",
+        "1": "80.0 %, 2 x 40 us, product",
+        "2": "20.0 %, 1 x 20 us, copy",
+    }
+
+
+def test_a_stepper_that_fails_says_so(capfd):
+    with pytest.raises(UserError, match="the ours stepper failed with status 1; see its message above"):
+        Stepper("ours", {"vocab": 300})
+    assert "KeyError" in capfd.readouterr().err

@@ -84,7 +84,7 @@ def collect(minutes: float | None, log: Log) -> dict[str, bytes]:
         evidence["settings"] = settings(recorded() or record)
         evidence["runs"] = [work.train(seed) for seed in SEEDS]
         evidence["cheats"] = {name: work.cheat(name, *CHEATS[name]) for name in CHEATS}
-        evidence["sandbox"] = {kind: self_test(kind) for kind in _kinds()}
+        evidence["sandbox"] = {kind: self_test(kind) for kind in sandbox_kinds()}
         evidence["night"] = work.night()
         evidence["failures"] = work.failures
         return work.files(evidence)
@@ -216,7 +216,7 @@ def _commit() -> tuple[str, bool]:
     )
 
 
-def _kinds() -> tuple[str, ...]:
+def sandbox_kinds() -> tuple[str, ...]:
     return ("seatbelt",) if sys.platform == "darwin" else ("bubblewrap", "landlock")
 
 

@@ -2,8 +2,8 @@
 
 `lab.machine.backend.KIND` says which one MLX uses in this process, `lab.machine.hardware.describe` what the machine
 has. Attention masks need no difference: `mx.fast.scaled_dot_product_attention` takes "causal" and boolean arrays on
-both GPUs, and only the speed of their gradients differs (docs/METAL.md). Standard library only: the guard's process has
-no packages. Not run on a Mac or on an NVIDIA GPU.
+both GPUs, and only the speed of their gradients differs (docs/GPU.md). Standard library only: the guard's process has
+no packages. Run on an H100; not run on a Mac.
 """
 
 import ctypes
