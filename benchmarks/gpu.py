@@ -2,21 +2,25 @@
 
     python benchmarks/gpu.py [PART ...] [--minutes 8] [--small] [--out DIR]
 
-device         what it is, and the peaks of a matrix product
-kernels        fused attention, windows, cross-entropy and softcap, and their gradients, against plain float32
-compiled       the compiled step against the plain one: the same losses, and speeds; bfloat16 against float32
-cross-entropy  seconds and memory for chunks of 2^24 to 2^29 logits
-rows           tokens/s and memory as the rows of a pass double; memory against the bound that `make fit` predicts
-profile        the kernels of a step at upstream's size by their time, from torch's profiler; profile-torch: torch's
-step-SIZE      tokens/s, MFU, memory and the parts of a step; beside torch_reference.py in turn, if torch is there
-training       built-in stories to val_bpb: the same seed twice, another seed, cheating models, and a longer training
-sandbox        two training steps and a scored batch in each kind of sandbox of this machine
-fit            `make fit` on that text
+at once, before anything is timed: kernels are built at their first use, for minutes, and kept
+  kernels      fused attention, windows, cross-entropy and our own kernels, and their gradients, against plain float32
+  compiled     the losses of a compiled step against the plain one's, in float32 and bfloat16
+  seeds        built-in stories to val_bpb: the same seed twice, another seed, and cheating models
+  sandbox      two training steps and a scored batch in each kind of sandbox of this machine
+  build-SIZE   a first step, ours and PyTorch's
+then one after the other
+  device       what it is, and the peaks of a matrix product
+  step-SIZE    tokens/s, MFU, memory and the parts of a step; beside torch_reference.py in turn, if torch is there
+  profile      the kernels of a step at upstream's size by their time, from torch's profiler; profile-torch: torch's
+  long         two minutes of training on built-in stories, to val_bpb
+  rows         tokens/s and memory as the rows of a pass double; memory against the bound that `make fit` predicts
+  cross-entropy  seconds and memory for chunks of 2^24 to 2^29 logits
+  fit          `make fit` on built-in stories
 
 Each part is a process of its own, which may fail or run out of memory, and gets the time that is left. --small, the
 default without a GPU, takes sizes for a CPU: it shows that the script works, not what a GPU does. MLX must be installed
 for this Python: the scorer's process gets neither PYTHONPATH nor LD_LIBRARY_PATH.
-On an H100 device, kernels, profile and step-upstream have run (docs/GPU.md).
+On an H100 device, kernels and profile have run, and step-upstream in an earlier form (docs/GPU.md).
 """
 
 import argparse
@@ -27,6 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -51,11 +56,14 @@ SIZES = {
 }  # fmt: skip
 SMALL = {"vocab": 300, "sequence_length": 32, "depth": 2, "width": 64, "rows": 4, "tokens_per_step": 256}
 NO_TORCH = ("windows",)
+PARTS_OF_STEP = ("forward and backward", "optimizer")  # the forward pass alone would be compiled for this only
 SECONDS = {  # after which a part is given up, and so what must be left for it to begin
-    "device": 30, "kernels": 40, "compiled": 60, "step-upstream": 110, "step-tinystories": 60, "training": 270,
-    "profile": 60, "profile-torch": 60, "step-fineweb": 80, "rows": 60, "cross-entropy": 30, "step-windows": 50,
-    "fit": 150, "sandbox": 60,
+    "kernels": 60, "compiled": 200, "seeds": 240, "sandbox": 240,
+    "build-upstream": 200, "build-fineweb": 200, "build-tinystories": 200,
+    "device": 30, "step-upstream": 90, "profile": 60, "step-fineweb": 80, "step-tinystories": 60, "long": 200,
+    "profile-torch": 60, "rows": 80, "cross-entropy": 40, "step-windows": 60, "fit": 200,
 }  # fmt: skip
+AT_ONCE = ("kernels", "compiled", "seeds", "sandbox", "build-upstream", "build-fineweb", "build-tinystories")
 BFLOAT16, TF32 = 0.02, 0.004  # relative errors that rounding explains
 
 
@@ -150,11 +158,11 @@ def verdict(value: float, limit: float) -> str:
 
 
 def compiled(small: bool) -> dict[str, Any]:
-    """Losses of the same eight steps, and tokens/s, of both forms of the step in both dtypes."""
+    """Losses of the same eight steps of both forms of the step, in both dtypes."""
     from benchmarks.stepper import _experiment
 
     size = sizes(small)["fineweb"] | ({} if small else {"depth": 4, "rows": 8, "tokens_per_step": 2**15})
-    losses, rates, passes = {}, {}, size["tokens_per_step"] // size["sequence_length"] // size["rows"]
+    losses, passes = {}, size["tokens_per_step"] // size["sequence_length"] // size["rows"]
     for dtype in ("float32", "bfloat16")[: 2 - small]:
         experiment, mx = _experiment(size | {"dtype": dtype})
         experiment.DTYPE = dtype
@@ -164,15 +172,12 @@ def compiled(small: bool) -> dict[str, Any]:
             step, state = experiment.make_step(model, experiment.MuonAdamW(model), form)
             shape = (passes, size["rows"], size["sequence_length"])
             tokens = mx.random.randint(0, size["vocab"], shape, key=mx.random.key(1))
-            name, taken = f"{dtype} {'compiled' if form else 'plain'}", []
+            taken = losses[f"{dtype} {'compiled' if form else 'plain'}"] = []
             for _ in range(8):
-                begun = time.perf_counter()
                 loss = step(tokens, tokens[..., ::-1], mx.array(0.2), mx.array(0.1))
                 mx.eval(loss, state)
-                taken.append(time.perf_counter() - begun)
-                losses.setdefault(name, []).append(loss.item())
-            rates[f"{name} tokens/s"] = size["tokens_per_step"] / median(taken[3:])
-    found = dict(rates)
+                taken.append(loss.item())
+    found = {}
     for dtype, limit in (("float32", TF32), ("bfloat16", BFLOAT16)):
         if f"{dtype} compiled" in losses:
             pairs = zip(losses[f"{dtype} compiled"], losses[f"{dtype} plain"], strict=True)
@@ -219,20 +224,37 @@ def rows(small: bool) -> dict[str, Any]:
     return found
 
 
+def kinds_of_step(name: str) -> list[str]:
+    probe = subprocess.run([sys.executable, "-c", HAS_BFLOAT16], capture_output=True)
+    return ["ours", *["torch-bf16"] * (probe.returncode == 0 and name not in NO_TORCH)]
+
+
+def build(name: str, small: bool) -> dict[str, Any]:
+    """Seconds to a first step, ours and torch's at the same time."""
+
+    def first_step(kind: str) -> float:
+        begun = time.perf_counter()
+        Stepper(kind, sizes(small)[name]).close()
+        return time.perf_counter() - begun
+
+    kinds = kinds_of_step(name)
+    with ThreadPoolExecutor(len(kinds)) as pool:
+        return {f"{kind} s": seconds for kind, seconds in zip(kinds, pool.map(first_step, kinds), strict=True)}
+
+
 def step(name: str, small: bool) -> dict[str, Any]:
     """Ours and torch in turn, three times; then the parts of ours."""
     from lab.machine.hardware import matmul_peak
 
     size = sizes(small)[name]
-    probe = subprocess.run([sys.executable, "-c", HAS_BFLOAT16], capture_output=True)
-    kinds = ["ours", *["torch-bf16"] * (probe.returncode == 0 and name not in NO_TORCH)]
+    kinds = kinds_of_step(name)
     steppers = [Stepper(kind, size) for kind in kinds]
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
     for _ in range(3):
         for one in steppers:
             seconds[one.kind] += one.take(4)[1:]  # the first brings the other's caches and clocks back
     ours, *torch = (size["tokens_per_step"] / median(seconds[kind]) for kind in kinds)
-    parts = {part: median(steppers[0].take(3, part)) for part in steppers[0].info["parts"]}
+    parts = {part: median(steppers[0].take(3, part)) for part in PARTS_OF_STEP}
     mfu = 100 * ours * steppers[0].info["flops_per_token"] / matmul_peak(size["dtype"], repeats=5)
     found = {"tokens/s": ours, "MFU %": mfu, "peak MB": steppers[0].peak_memory_mb, "step s": median(seconds["ours"])}
     found |= {f"{part} s": value for part, value in parts.items()}
@@ -317,29 +339,42 @@ def check_scorer(folder: Path) -> None:
         )
 
 
-def training(small: bool) -> dict[str, Any]:
+def trained(folder: Path, run: str, *flags: object) -> dict[str, Any]:
+    """The result of a training in this folder."""
+    script(folder, "train.py", "--run-dir", folder / run, *flags)
+    return json.loads((folder / run / "result.json").read_text(encoding="utf-8"))
+
+
+def seeds(small: bool) -> dict[str, Any]:
     from lab.interface.evidence import CHEATS, _Work
 
-    with tempfile.TemporaryDirectory(prefix="gpu-") as name:
-        folder, found = Path(name), {}
+    steps = ("--steps", 2 if small else 150)
+    with tempfile.TemporaryDirectory(prefix="gpu-") as name, ThreadPoolExecutor(1 if small else 8) as pool:
+        folder = Path(name)
         check_scorer(folder)
         prepared(folder, small)
-        for run, flags in {"seed0": ("--steps", 2 if small else 150), "again": ("--steps", 2 if small else 150),
-                           "seed1": ("--steps", 2 if small else 150, "--seed", 1),
-                           "long": ("--steps", 3) if small else ("--minutes", 2)}.items():  # fmt: skip
-            script(folder, "train.py", "--run-dir", folder / run, *flags)
-            result = json.loads((folder / run / "result.json").read_text(encoding="utf-8"))
-            found[f"{run} val_bpb"] = result["val_bpb"]
-        losses = [(folder / run / "steps.jsonl").read_text(encoding="utf-8").splitlines() for run in ("seed0", "again")]
-        same = [json.loads(a)["loss"] == json.loads(b)["loss"] for a, b in zip(*losses, strict=False)]
-        found["steps with the same loss, same seed"] = f"{sum(same)} of {len(same)}"
-        found["same seed differs by"] = abs(found["seed0 val_bpb"] - found["again val_bpb"])
-        found |= {key: result[key] for key in ("tokens_per_second", "mfu_percent", "peak_memory_mb", "startup_seconds",
-                                                "scoring_seconds", "num_steps")}  # fmt: skip
+        found = {"seed0 val_bpb": trained(folder, "seed0", *steps)["val_bpb"]}
         work = _Work(folder, None, lambda line: None)
-        for cheat in list(CHEATS)[: 1 if small else None]:
-            found[f"a model that {cheat}"] = work.cheat(cheat, *CHEATS[cheat]) or "NOT REFUSED"
-        return found
+        cheats = list(CHEATS)[: 1 if small else None]
+        again = pool.submit(trained, folder, "again", *steps)
+        other = pool.submit(trained, folder, "seed1", *steps, "--seed", 1)
+        refused = [pool.submit(work.cheat, cheat, *CHEATS[cheat]) for cheat in cheats]
+        found |= {"again val_bpb": again.result()["val_bpb"], "seed1 val_bpb": other.result()["val_bpb"]}
+        found |= {
+            f"a model that {cheat}": one.result() or "NOT REFUSED" for cheat, one in zip(cheats, refused, strict=True)
+        }
+        losses = [(folder / run / "steps.jsonl").read_text(encoding="utf-8").splitlines() for run in ("seed0", "again")]
+    same = [json.loads(a)["loss"] == json.loads(b)["loss"] for a, b in zip(*losses, strict=True)]
+    found["steps with the same loss, same seed"] = f"{sum(same)} of {len(same)}"
+    return found | {"same seed differs by": abs(found["seed0 val_bpb"] - found["again val_bpb"])}
+
+
+def long(small: bool) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="gpu-") as name:
+        prepared(Path(name), small)
+        result = trained(Path(name), "long", *(("--steps", 3) if small else ("--minutes", 2)))
+    keys = ("val_bpb", "tokens_per_second", "mfu_percent", "peak_memory_mb", "startup_seconds", "scoring_seconds")
+    return {key: result[key] for key in (*keys, "num_steps")}
 
 
 def sandbox(small: bool) -> dict[str, Any]:
@@ -373,9 +408,10 @@ def fit(small: bool) -> dict[str, Any]:
 
 
 PARTS = {"device": device, "kernels": kernels, "compiled": compiled, "rows": rows, "cross-entropy": cross_entropy,
-         "training": training, "sandbox": sandbox, "fit": fit}  # fmt: skip
+         "seeds": seeds, "long": long, "sandbox": sandbox, "fit": fit}  # fmt: skip
 PARTS |= {"profile": partial(profile, "ours"), "profile-torch": partial(profile, "torch")}
 PARTS |= {f"step-{name}": partial(step, name) for name in SIZES}
+PARTS |= {f"build-{name}": partial(build, name) for name in SIZES if name not in NO_TORCH}
 
 
 def run(part: str, small: bool, seconds: float) -> dict[str, Any]:
@@ -417,11 +453,19 @@ def main() -> None:
         time.monotonic() + 60 * options.minutes,
         {},
     )
-    for part in options.parts or SECONDS:
+
+    def timed(part: str) -> dict[str, Any]:
         begun = time.monotonic()
         left = deadline - begun
-        report[part] = run(part, small, min(left, SECONDS[part])) if left > 15 else {"failed": "no time left"}
+        found = run(part, small, min(left, SECONDS[part])) if left > 15 else {"failed": "no time left"}
         print(f"{part}: {time.monotonic() - begun:.0f} s", flush=True)
+        return found
+
+    parts = options.parts or list(SECONDS)
+    first = [part for part in parts if part in AT_ONCE]
+    with ThreadPoolExecutor(1 if small else len(AT_ONCE)) as pool:
+        report |= zip(first, pool.map(timed, first), strict=True)
+    report |= {part: timed(part) for part in parts if part not in AT_ONCE}
     options.out.mkdir(parents=True, exist_ok=True)
     write_atomic(options.out / "gpu.json", json.dumps(report, indent=1))
     print(table(report))

@@ -173,14 +173,20 @@ def run(name: str, inputs: list[mx.array], threads: int, outputs: list[tuple[tup
     return _kernel(name)(inputs=inputs, output_shapes=list(shapes), output_dtypes=list(dtypes), **source)
 
 
-def fits(x: mx.array) -> bool:
-    """Whether the kernels for heads take arrays whose last axis is D: the threads of a head are 2 to 32 of a warp."""
-    return x.shape[-1] in (16, 32, 64, 128, 256)
+def takes_heads(*arrays: mx.array) -> bool:
+    """Whether the kernels for heads can compute with these: alike, four axes, 2 to 32 threads of a warp for a head."""
+    kinds = {(t.shape, t.dtype) for t in arrays}
+    return len(kinds) == 1 and arrays[0].ndim == 4 and arrays[0].shape[-1] in (16, 32, 64, 128, 256)
+
+
+def takes_rows(x: mx.array, shares: mx.array) -> bool:
+    """Whether `smear` can compute with these."""
+    return x.ndim == 3 and x.shape[-1] % GROUP == 0 and shares.shape == x.shape[-1:] and shares.dtype == mx.float32
 
 
 @mx.custom_function
 def smear(x: mx.array, shares: mx.array) -> mx.array:
-    """x (B, T, C) plus a share of the previous token's x, one share (C,) a channel; C is a multiple of GROUP."""
+    """x (B, T, C) plus a share of the previous token's x, one share (C,) a channel."""
     return run("smear", [x, shares], x.size // GROUP, [(x.shape, x.dtype)])[0]
 
 

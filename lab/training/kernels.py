@@ -150,7 +150,7 @@ def _attention_row_gradients(q, k, v, y, log_sum, dy, dq, dk, dv, scale, window)
 
 def rotary_norm(x: mx.array, base: float) -> mx.array:
     """Queries or keys (B, H, T, D) rotated by their position (2104.09864), then normed (2010.04245)."""
-    if CUDA and cuda.fits(x):
+    if CUDA and cuda.takes_heads(x):
         return cuda.rotary_norm(x.transpose(0, 2, 1, 3), base).transpose(0, 2, 1, 3)
     x = mx.fast.rope(x, dims=x.shape[-1], traditional=False, base=base, scale=1.0, offset=0)
     return mx.fast.rms_norm(x, None, 1e-6)
@@ -158,7 +158,7 @@ def rotary_norm(x: mx.array, base: float) -> mx.array:
 
 def without_own(y: mx.array, v: mx.array) -> mx.array:
     """Attention's result y (B, H, T, D) less its part along v, each position's own value (2603.09078)."""
-    if CUDA and cuda.fits(y):
+    if CUDA and cuda.takes_heads(y, v):
         return cuda.without_own(*(t.transpose(0, 2, 1, 3) for t in (y, v))).transpose(0, 2, 1, 3)
     own = mx.fast.rms_norm(v, None, 1e-6)
     return y - mx.mean(y * own, axis=-1, keepdims=True) * own
@@ -189,7 +189,7 @@ def lookup(table: mx.array, tokens: mx.array, dtype: mx.Dtype) -> mx.array:
 
 def smear(x: mx.array, shares: mx.array) -> mx.array:
     """x (B, T, C) plus a share of the previous token's x, one share (C,) a channel."""
-    if CUDA and x.shape[-1] % cuda.GROUP == 0:
+    if CUDA and cuda.takes_rows(x, shares):
         return cuda.smear(x, shares)
     return x + shares.astype(x.dtype) * mx.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0)))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lab.machine.backend import mx
-from lab.training import cuda
+from lab.training import cuda, kernels
 
 pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 
@@ -157,3 +157,21 @@ def test_without_own(on_cpu, shape):
         return y - (y * own).mean(-1, keepdims=True) * own
 
     same(cuda.without_own, plain, random(*shape), random(*shape, seed=1))
+
+
+def test_what_the_kernels_cannot_compute_is_left_to_mlx(monkeypatch):
+    """An experiment may have fewer heads for values, wider ones, another dtype, or no heads at all."""
+    called = []
+    for name in ("smear", "rotary_norm", "without_own"):
+        monkeypatch.setattr(cuda, name, lambda x, *_, name=name: called.append(name) or x)
+    monkeypatch.setattr(kernels, "CUDA", True)
+    heads, one = random(2, 3, 4, 32), random(2, 1, 4, 32)
+    kernels.without_own(heads, one)
+    kernels.without_own(heads, heads.astype(mx.bfloat16))
+    kernels.without_own(random(3, 4, 32), random(3, 4, 32))
+    kernels.rotary_norm(random(2, 3, 4, 24), 100.0)
+    kernels.smear(random(2, 3, 12), random(12))
+    kernels.smear(random(2, 3, 16), random(1, 16))
+    assert called == []
+    kernels.without_own(heads, heads), kernels.rotary_norm(heads, 100.0), kernels.smear(random(2, 3, 16), random(16))
+    assert called == ["without_own", "rotary_norm", "smear"]
