@@ -25,7 +25,7 @@ for path, change in [
     (stage.night / "results.tsv", lambda text: text + "more"),
     (stage.night / "worktree" / "train.py", lambda text: "pass"),
     (stage.journal, lambda text: text.partition("run")[0]),
-    (next(stage.night.glob("results/*.json")), lambda text: text.replace("0.", "1.")),
+    (next(stage.night.glob("results/*.json")), lambda text: text.replace('"val_bpb": ', '"val_bpb": 1')),
 ]:
     before = path.read_text()
     path.write_text(change(before))

@@ -135,12 +135,12 @@ def test_constants_are_taken_back_by_name():
 
 def test_code_is_taken_back_by_merging_unless_later_changes_overlap(night):
     change = lambda old, new: lambda source: source.replace(old, new)  # noqa: E731
-    one = change("return self.down(mx.square(", "return self.down(2 * mx.square(")
+    one = change("return self.down(relu_squared(", "return self.down(2 * relu_squared(")
     other = change("self.embedding = mx.random.normal(", "self.embedding = 2 * mx.random.normal(")
     base = night.branch.source(night.journal.state.head())
     first = night.branch.commit(one(base), "one")
     git(night.branch.repository, "update-ref", night.branch.ref, first)
     assert night.branch.taken_back(other(one(base)), first) == other(base)
-    overlapping = one(base).replace("self.down(2 * mx", "self.down(3 * mx")
+    overlapping = one(base).replace("self.down(2 * relu", "self.down(3 * relu")
     with pytest.raises(Exception, match="overlap"):
         night.branch.taken_back(overlapping, first)
