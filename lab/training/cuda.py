@@ -169,8 +169,8 @@ def run(name: str, inputs: list[mx.array], threads: int, outputs: list[tuple[tup
     shapes, dtypes = zip(*outputs, strict=True)
     template = [("T", inputs[0].dtype), ("D", inputs[0].shape[-1]), ("RUN", RUN)]
     blocks = -(-threads // BLOCK) * BLOCK
-    source = {"template": template, "grid": (blocks, 1, 1), "threadgroup": (BLOCK, 1, 1)}
-    return _kernel(name)(inputs=inputs, output_shapes=list(shapes), output_dtypes=list(dtypes), **source)
+    launch = {"template": template, "grid": (blocks, 1, 1), "threadgroup": (BLOCK, 1, 1)}
+    return _kernel(name)(inputs=inputs, output_shapes=list(shapes), output_dtypes=list(dtypes), **launch)
 
 
 def takes_heads(*arrays: mx.array) -> bool:
