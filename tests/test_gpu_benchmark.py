@@ -72,7 +72,7 @@ def test_without_time_nothing_is_begun(tmp_path):
 def test_an_unknown_part_is_one_line():
     done = benchmark("row")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "there is no part 'row'; choose from device" in done.stderr
+    assert "there is no part 'row'; choose from kernels" in done.stderr
 
 
 def test_every_part_has_its_time():
