@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lab.files import remove
 
-FIRST = "first"
+FIRST, GROWING = "first", "growing"  # names of sets; others are those of sources
 KEPT = 8  # sources besides the first
 BYTES = 1 << 29  # of kernels that one training may leave
 
@@ -27,16 +27,21 @@ def lend(store: Path, run_dir: Path, source: str) -> None:
 
 
 def keep(store: Path, run_dir: Path, source: str) -> None:
-    """Add what a training of `source` has compiled to its set. Only plain files count: a training may leave anything.
-    The oldest sets are removed."""
+    """Add what a training of `source` that ended well has compiled to its set: one that was killed may have left a part
+    of a kernel. Only plain files count: a training may leave anything. The oldest sets are removed."""
     compiled = _plain_files(_in_use(run_dir))
-    kernels = store / (_name(source) if (store / FIRST).is_dir() else FIRST)
+    kernels, growing = store / (_name(source) if (store / FIRST).is_dir() else FIRST), store / GROWING
     known = {path.name for one in (store / FIRST, kernels) if one.is_dir() for path in one.iterdir()}
     if not (new := [path for path in compiled if path.name not in known]):
         return
-    kernels.mkdir(parents=True, exist_ok=True)
+    remove(growing, store)
+    if kernels.is_dir():
+        shutil.copytree(kernels, growing)
+    growing.mkdir(parents=True, exist_ok=True)
     for path in new:
-        shutil.copyfile(path, kernels / path.name, follow_symlinks=False)
+        shutil.copyfile(path, growing / path.name, follow_symlinks=False)
+    remove(kernels, store)  # a set is whole or missing, also after a kill
+    growing.rename(kernels)
     others = sorted((path for path in store.iterdir() if path.name != FIRST), key=lambda path: path.stat().st_mtime)
     for path in others[:-KEPT]:
         remove(path, store)

@@ -232,7 +232,7 @@ class Runner:
         if self._compiles():
             kernel_store.lend(self.folder / "kernels", run_dir, source)
         outcome = guard.run(command, run_dir, policy, limits, sandbox=self.sandbox, env=env, ended=self.ended)
-        if self._compiles():
+        if self._compiles() and outcome.status == "ok":
             kernel_store.keep(self.folder / "kernels", run_dir, source)
         self._disarm(run_dir)
         remove(sent, self.folder)

@@ -19,12 +19,16 @@ folder = Path(os.environ["TMPDIR"], "mlx", "{version}", "ptx")
 folder.mkdir(parents=True, exist_ok=True)
 print("found", *sorted(path.name for path in folder.iterdir()))
 {more}
-sys.exit(3)
+sys.exit({status})
 """
 
 
+def doing(more: str, status: int = 0) -> str:
+    return COMPILES.format(version=version("mlx"), more=more, status=status)
+
+
 def compiling(name: str) -> str:
-    return COMPILES.format(version=version("mlx"), more=f'(folder / "{name}.ptx").write_text("{name}")')
+    return doing(f'(folder / "{name}.ptx").write_text("{name}")')
 
 
 @pytest.fixture
@@ -54,8 +58,7 @@ def test_a_training_starts_with_the_nights_first_kernels_and_its_own(at_work):
 
 def test_a_kernel_that_a_training_overwrites_stays_as_it_was(at_work):
     found(at_work, compiling("first"))
-    overwrites = COMPILES.format(version=version("mlx"), more='(folder / "first.ptx").write_text("bad")')
-    found(at_work, overwrites)
+    found(at_work, doing('(folder / "first.ptx").write_text("bad")'))
     [kernel] = (at_work.folder / "kernels").rglob("*.ptx")
     assert kernel.read_text() == "first"
 
@@ -71,8 +74,33 @@ def test_a_kernel_that_a_training_overwrites_stays_as_it_was(at_work):
     ],
 )
 def test_only_plain_files_of_a_sensible_size_are_kept(at_work, more):
-    assert found(at_work, COMPILES.format(version=version("mlx"), more=more)) == []
+    assert found(at_work, doing(more)) == []
     assert not list(at_work.folder.glob("kernels/*"))
+
+
+def test_a_training_that_fails_leaves_no_kernels(at_work):
+    """It may have been killed while one was written."""
+    part = '(folder / "part.ptx").write_text("par")'
+    assert found(at_work, doing(part, status=3)) == []
+    assert not (at_work.folder / "kernels").exists()
+
+
+def test_what_a_kill_left_half_way_is_gone_with_the_next_training(at_work):
+    found(at_work, compiling("first"))
+    found(at_work, compiling("second"))
+    half = at_work.folder / "kernels" / "growing"
+    half.mkdir()
+    (half / "half.ptx").write_text("ha")
+    assert found(at_work, compiling("third")) == ["first.ptx"]
+    assert not half.exists()
+
+
+def test_a_set_grows(at_work):
+    found(at_work, compiling("first"))
+    grows = doing('(folder / f"{len(list(folder.iterdir()))}.ptx").write_text("")')
+    assert found(at_work, grows) == ["first.ptx"]
+    assert found(at_work, grows) == ["1.ptx", "first.ptx"]
+    assert found(at_work, grows) == ["1.ptx", "2.ptx", "first.ptx"]
 
 
 def test_kernels_of_the_last_sources_stay(at_work):
