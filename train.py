@@ -170,12 +170,12 @@ class GPT(nn.Module):
         dtype = getattr(mx, DTYPE)
         x = norm(lookup(self.embedding, tokens, dtype))
         x = x0 = norm(smear(x, self.smear[0]))
+        residual, first = self.residual_lambdas.astype(dtype), self.embedding_lambdas.astype(dtype)
         for layer, block in enumerate(self.blocks):
             table = self.value_embeddings.get(f"layer{layer}")
             value_embedding = None if table is None else lookup(table, tokens, dtype)
-            residual, first = (s[layer].astype(dtype) for s in (self.residual_lambdas, self.embedding_lambdas))
             shares = self.smear[2 * layer + 1 : 2 * layer + 3]
-            x = block(residual * x + first * x0, value_embedding, shares)
+            x = block(residual[layer] * x + first[layer] * x0, value_embedding, shares)
         return norm(x)
 
     def __call__(self, tokens: mx.array) -> mx.array:

@@ -304,7 +304,7 @@ def test_compiling_halves_the_kernels_of_gpu_step(load_train, monkeypatch, tmp_p
             count[depth, compiled] = kernels_of(gpu_step(train, compiled)(), tmp_path).total()
     assert count[4, True] < 0.55 * count[4, False]
     # MLX without a GPU shows norms, rope and attention by their parts, so that a layer counts for more than on a GPU.
-    assert (count[4, True] - count[2, True]) / 2 < 210  # a layer
+    assert (count[4, True] - count[2, True]) / 2 < 200  # a layer
 
 
 def test_a_gpus_step_is_traced_once_whatever_the_rates_and_never_waits(load_train, monkeypatch):

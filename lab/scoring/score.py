@@ -43,7 +43,7 @@ BATCH_TOKENS = 2048  # per batch at most
 TOLERANCE = 1e-3  # nats; the same kernels on the same shapes agree to the bit, so this is generous
 CHECKS = 64  # of rows, at least: long rows are few
 WHOLE = 8  # one row in about so many is checked without a cut: only there can the last token be checked
-# To the first logits, in which kernels are compiled: half a dozen for an NVIDIA GPU, 2 to 4 s each on an H100
+# To the first logits, in which kernels are compiled: for an NVIDIA GPU some seconds each
 START_SECONDS = {"cpu": 45.0, "metal": 45.0, "cuda": 120.0}
 SECONDS = 900.0  # for all logits after that
 REASON_CHARS = 400  # the model's process writes a part of it
