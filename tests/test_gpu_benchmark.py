@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_parts
 from benchmarks.bench import Stepper
 from lab.errors import UserError
 from lab.training import kernels as fused
@@ -34,11 +34,11 @@ def test_the_table_of_all_parts_comes_last(tmp_path):
 
 
 def test_a_wrong_gradient_is_too_far(monkeypatch):
-    right = gpu.error
+    right = gpu_parts.error
     for name in ("GPU", "CHUNK_LOGITS"):  # the part sets them, for a process of its own
         monkeypatch.setattr(fused, name, getattr(fused, name))
-    monkeypatch.setattr(gpu, "error", lambda got, expected: right(1.1 * got, expected))
-    assert all("TOO FAR" in value for value in gpu.kernels(small=True).values())
+    monkeypatch.setattr(gpu_parts, "error", lambda got, expected: right(1.1 * got, expected))
+    assert all("TOO FAR" in value for value in gpu_parts.kernels(small=True).values())
 
 
 def test_a_part_that_fails_or_hangs_does_not_end_the_others(tmp_path, monkeypatch):
@@ -57,10 +57,10 @@ def test_a_part_that_fails_or_hangs_does_not_end_the_others(tmp_path, monkeypatc
 
 
 def test_mlx_that_the_scorer_would_not_find_is_named(tmp_path, monkeypatch):
-    gpu.check_scorer(tmp_path)
+    gpu_parts.check_scorer(tmp_path)
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     with pytest.raises(UserError, match="not with PYTHONPATH"):
-        gpu.check_scorer(tmp_path)
+        gpu_parts.check_scorer(tmp_path)
 
 
 def test_without_time_nothing_is_begun(tmp_path):
@@ -79,10 +79,10 @@ def test_every_part_has_its_time():
     assert set(gpu.SECONDS) == set(gpu.PARTS)
 
 
-@pytest.mark.parametrize("name", gpu.SIZES)
+@pytest.mark.parametrize("name", gpu_parts.SIZES)
 def test_sizes_divide(name):
     for small in (True, False):
-        size = gpu.sizes(small)[name]
+        size = gpu_parts.sizes(small)[name]
         assert size["tokens_per_step"] % (size["rows"] * size["sequence_length"]) == 0
         assert size["width"] % size["head_dim"] == 0
 
@@ -95,7 +95,7 @@ def test_the_kernels_of_a_trace_by_their_share():
         {"cat": "cpu_op", "name": "product", "dur": 1e6},
         {"ph": "M", "name": "process_name"},
     ]
-    assert gpu.kernel_shares(events, 0.5) == {
+    assert gpu_parts.kernel_shares(events, 0.5) == {
         "busy": "0.000 s of 0.500 s, 3 kernels",
         "1": "80.0 %, 2 x 40 us, product",
         "2": "20.0 %, 1 x 20 us, copy",

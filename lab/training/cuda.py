@@ -17,84 +17,87 @@ BLOCK = 256  # threads of a block
 RUN = 64  # rows of a thread that sums over rows
 
 # The index of this thread, and the sum over the threads of one head, which are neighbours.
-HEADER = """
+HEADER = f"""
+#define GROUP {GROUP}
 #define EPSILON 1e-6f  // as train.py's norm
 #define THREAD (blockIdx.x * blockDim.x + threadIdx.x)
-__device__ inline float sum_of_head(float value, int threads) {
+__device__ inline float sum_of_head(float value, int threads) {{
   for (int distance = 1; distance < threads; distance *= 2) value += __shfl_xor_sync(~0u, value, distance);
   return value;
-}
+}}
 """
 
 # x (B, T, C) plus a share (C,) of the row before.
 SMEAR = """
-  const int length = x_shape[1], groups = x_shape[2] / 8;
+  const int length = x_shape[1], groups = x_shape[2] / GROUP;
   const int row = THREAD / groups, part = THREAD % groups;
   if (row >= x_shape[0] * length) return;
-  auto now = load_vector<8>(x, THREAD);
+  auto now = load_vector<GROUP>(x, THREAD);
   if (row % length > 0) {
-    const auto share = load_vector<8>(shares, part);
-    const auto before = load_vector<8>(x, THREAD - groups);
-    for (int i = 0; i < 8; i++) {
+    const auto share = load_vector<GROUP>(shares, part);
+    const auto before = load_vector<GROUP>(x, THREAD - groups);
+    for (int i = 0; i < GROUP; i++) {
       now[i] = static_cast<T>(static_cast<float>(now[i]) + share[i] * static_cast<float>(before[i]));
     }
   }
-  store_vector<8>(y, THREAD, now);
+  store_vector<GROUP>(y, THREAD, now);
 """
 # Gradients by x, and by the shares over RUN rows each.
 SMEAR_GRADIENTS = """
-  const int length = x_shape[1], groups = x_shape[2] / 8, rows = x_shape[0] * length;
+  const int length = x_shape[1], groups = x_shape[2] / GROUP, rows = x_shape[0] * length;
   const int run = THREAD / groups, part = THREAD % groups, first = RUN * run;
   if (first >= rows) return;
-  const auto share = load_vector<8>(shares, part);
-  float sums[8] = {};
-  auto slope = load_vector<8>(dy, first * groups + part), following = slope;
+  const auto share = load_vector<GROUP>(shares, part);
+  float sums[GROUP] = {};
+  auto slope = load_vector<GROUP>(dy, first * groups + part), following = slope;
   auto before = slope;  // of x; used from the second row of a sequence on
-  if (first % length > 0) before = load_vector<8>(x, (first - 1) * groups + part);
+  if (first % length > 0) before = load_vector<GROUP>(x, (first - 1) * groups + part);
   for (int row = first; row < min(first + RUN, rows); row++) {
     const int t = row % length;
-    if (row + 1 < rows) following = load_vector<8>(dy, (row + 1) * groups + part);
+    if (row + 1 < rows) following = load_vector<GROUP>(dy, (row + 1) * groups + part);
     auto result = slope;
-    for (int i = 0; i < 8; i++) {
+    for (int i = 0; i < GROUP; i++) {
       if (t + 1 < length) {
         result[i] = static_cast<T>(static_cast<float>(slope[i]) + share[i] * static_cast<float>(following[i]));
       }
       if (t > 0) sums[i] += static_cast<float>(slope[i]) * static_cast<float>(before[i]);
     }
-    store_vector<8>(dx, row * groups + part, result);
-    before = load_vector<8>(x, row * groups + part);
+    store_vector<GROUP>(dx, row * groups + part, result);
+    before = load_vector<GROUP>(x, row * groups + part);
     slope = following;
   }
-  for (int i = 0; i < 8; i++) dshares[8 * THREAD + i] = sums[i];
+  for (int i = 0; i < GROUP; i++) dshares[GROUP * THREAD + i] = sums[i];
 """
 # Heads x (B, T, H, D): rotated by position, and normed. Channel i turns with channel i + D / 2.
 ROTARY_NORM = """
-  const int threads = D / 8, length = x_shape[1], heads = x_shape[2], row = THREAD / threads, lane = THREAD % threads;
+  const int threads = D / GROUP, row = THREAD / threads, lane = THREAD % threads;
+  const int length = x_shape[1], heads = x_shape[2];
   const bool second = lane >= threads / 2, inside = row < x_shape[0] * length * heads;
-  auto values = load_vector<8>(x, inside ? THREAD : 0);
+  auto values = load_vector<GROUP>(x, inside ? THREAD : 0);
   float squares = 0;
-  for (int i = 0; i < 8; i++) squares += static_cast<float>(values[i]) * static_cast<float>(values[i]);
+  for (int i = 0; i < GROUP; i++) squares += static_cast<float>(values[i]) * static_cast<float>(values[i]);
   const float scale = rsqrt(sum_of_head(squares, threads) / D + EPSILON);
   const int angle = row / heads % length * (threads / 2) + lane % (threads / 2);
-  const auto cosine = load_vector<8>(cosines, angle);
-  const auto sine = load_vector<8>(sines, angle);
-  for (int i = 0; i < 8; i++) {
+  const auto cosine = load_vector<GROUP>(cosines, angle);
+  const auto sine = load_vector<GROUP>(sines, angle);
+  for (int i = 0; i < GROUP; i++) {
     const float value = static_cast<float>(values[i]), other = __shfl_xor_sync(~0u, value, threads / 2);
     const float turned = value * cosine[i] + (second ? other : -other) * sine[i];
     values[i] = static_cast<T>(scale * turned);
   }
-  if (inside) store_vector<8>(y, THREAD, values);
+  if (inside) store_vector<GROUP>(y, THREAD, values);
 """
 ROTARY_NORM_GRADIENT = """
-  const int threads = D / 8, length = x_shape[1], heads = x_shape[2], row = THREAD / threads, lane = THREAD % threads;
+  const int threads = D / GROUP, row = THREAD / threads, lane = THREAD % threads;
+  const int length = x_shape[1], heads = x_shape[2];
   const bool second = lane >= threads / 2, inside = row < x_shape[0] * length * heads;
-  const auto values = load_vector<8>(x, inside ? THREAD : 0);
-  auto slopes = load_vector<8>(dy, inside ? THREAD : 0);
+  const auto values = load_vector<GROUP>(x, inside ? THREAD : 0);
+  auto slopes = load_vector<GROUP>(dy, inside ? THREAD : 0);
   const int angle = row / heads % length * (threads / 2) + lane % (threads / 2);
-  const auto cosine = load_vector<8>(cosines, angle);
-  const auto sine = load_vector<8>(sines, angle);
-  float turned[8], squares = 0, product = 0;
-  for (int i = 0; i < 8; i++) {
+  const auto cosine = load_vector<GROUP>(cosines, angle);
+  const auto sine = load_vector<GROUP>(sines, angle);
+  float turned[GROUP], squares = 0, product = 0;
+  for (int i = 0; i < GROUP; i++) {
     const float value = static_cast<float>(values[i]), slope = static_cast<float>(slopes[i]);
     const float other = __shfl_xor_sync(~0u, slope, threads / 2);
     turned[i] = slope * cosine[i] + (second ? -other : other) * sine[i];
@@ -103,49 +106,51 @@ ROTARY_NORM_GRADIENT = """
   }
   const float scale = rsqrt(sum_of_head(squares, threads) / D + EPSILON);
   const float pull = sum_of_head(product, threads) * scale * scale / D;
-  for (int i = 0; i < 8; i++) slopes[i] = static_cast<T>(scale * (turned[i] - static_cast<float>(values[i]) * pull));
-  if (inside) store_vector<8>(dx, THREAD, slopes);
+  for (int i = 0; i < GROUP; i++) {
+    slopes[i] = static_cast<T>(scale * (turned[i] - static_cast<float>(values[i]) * pull));
+  }
+  if (inside) store_vector<GROUP>(dx, THREAD, slopes);
 """
 # Heads y (B, T, H, D) less their part along the normed v of the same head and position.
 WITHOUT_OWN = """
-  const int threads = D / 8, row = THREAD / threads;
+  const int threads = D / GROUP, row = THREAD / threads;
   const bool inside = row < y_shape[0] * y_shape[1] * y_shape[2];
-  auto values = load_vector<8>(y, inside ? THREAD : 0);
-  const auto own = load_vector<8>(v, inside ? THREAD : 0);
+  auto values = load_vector<GROUP>(y, inside ? THREAD : 0);
+  const auto own = load_vector<GROUP>(v, inside ? THREAD : 0);
   float squares = 0, product = 0;
-  for (int i = 0; i < 8; i++) {
+  for (int i = 0; i < GROUP; i++) {
     squares += static_cast<float>(own[i]) * static_cast<float>(own[i]);
     product += static_cast<float>(values[i]) * static_cast<float>(own[i]);
   }
   const float scale = rsqrt(sum_of_head(squares, threads) / D + EPSILON);
   const float part = sum_of_head(product, threads) * scale * scale / D;
-  for (int i = 0; i < 8; i++) {
+  for (int i = 0; i < GROUP; i++) {
     values[i] = static_cast<T>(static_cast<float>(values[i]) - part * static_cast<float>(own[i]));
   }
-  if (inside) store_vector<8>(z, THREAD, values);
+  if (inside) store_vector<GROUP>(z, THREAD, values);
 """
 WITHOUT_OWN_GRADIENTS = """
-  const int threads = D / 8, row = THREAD / threads;
+  const int threads = D / GROUP, row = THREAD / threads;
   const bool inside = row < y_shape[0] * y_shape[1] * y_shape[2];
-  const auto values = load_vector<8>(y, inside ? THREAD : 0);
-  const auto own = load_vector<8>(v, inside ? THREAD : 0);
-  auto slopes = load_vector<8>(dz, inside ? THREAD : 0), other = slopes;
+  const auto values = load_vector<GROUP>(y, inside ? THREAD : 0);
+  const auto own = load_vector<GROUP>(v, inside ? THREAD : 0);
+  auto slopes = load_vector<GROUP>(dz, inside ? THREAD : 0), other = slopes;
   float squares = 0, product = 0, along = 0;
-  for (int i = 0; i < 8; i++) {
+  for (int i = 0; i < GROUP; i++) {
     squares += static_cast<float>(own[i]) * static_cast<float>(own[i]);
     product += static_cast<float>(values[i]) * static_cast<float>(own[i]);
     along += static_cast<float>(slopes[i]) * static_cast<float>(own[i]);
   }
   const float scale = rsqrt(sum_of_head(squares, threads) / D + EPSILON);
   const float part = sum_of_head(product, threads) * scale / D, pull = sum_of_head(along, threads) * scale / D;
-  for (int i = 0; i < 8; i++) {
+  for (int i = 0; i < GROUP; i++) {
     const float value = static_cast<float>(values[i]), slope = static_cast<float>(slopes[i]);
     const float unit = scale * static_cast<float>(own[i]);
     slopes[i] = static_cast<T>(slope - pull * unit);
     other[i] = static_cast<T>(scale * (2 * part * pull * unit - part * slope - pull * value));
   }
-  if (inside) store_vector<8>(dy, THREAD, slopes);
-  if (inside) store_vector<8>(dv, THREAD, other);
+  if (inside) store_vector<GROUP>(dy, THREAD, slopes);
+  if (inside) store_vector<GROUP>(dv, THREAD, other);
 """
 # name -> (inputs, outputs, source)
 KERNELS = {
