@@ -93,6 +93,7 @@ def test_what_a_kill_left_half_way_is_gone_with_the_next_training(at_work):
     (half / "half.ptx").write_text("ha")
     assert found(at_work, compiling("third")) == ["first.ptx"]
     assert not half.exists()
+    assert found(at_work, compiling("third")) == ["first.ptx", "third.ptx"]
 
 
 def test_a_set_grows(at_work):
